@@ -1,0 +1,141 @@
+"""One error tree for engine, server and client.
+
+    LeadlineError
+    +-- UserError                what a user typed or pointed at is wrong: one line, exit code 2, HTTP 400
+    |   +-- ConfigError          an option, a recipe, an environment variable
+    |   +-- InvalidRequest       a request body or sampling parameter out of range
+    |   |   +-- ContextLengthExceeded
+    |   +-- ModelNotFound        an unknown model name or folder                          404
+    |   +-- CheckpointError      a folder that is not a model, a missing or damaged tensor
+    |   +-- TokenizerError       a tokenizer that cannot be read or does not round-trip
+    |   +-- DataError            a broken training or evaluation file
+    +-- ResourceError            the machine is too small: memory, disk, a missing device
+    +-- AuthenticationError      no or a wrong key                                        401
+    +-- PermissionDenied         a key that may not do this                               403
+    +-- InsufficientBalance      the account cannot pay for one more token                402
+    +-- RateLimited              too many requests; try again later                       429
+    +-- EngineError              a fault of ours while running                            500
+    |   +-- EngineOverloaded     the queue is full or the engine is shutting down         503
+    |   +-- EngineDead           the engine's thread has stopped                          503
+    +-- ConnectionFailed         the client could not reach the server
+
+The server turns each into its status and OpenAI's error body, the client turns that body back into the same class
+(`code` travels). `assert` states invariants only; it never answers a user.
+"""
+
+from __future__ import annotations
+
+
+class LeadlineError(Exception):
+    """Base of every error leadline raises on purpose. `status` and `code` are what the API answers with."""
+
+    status: int = 500
+    code: str = "internal_error"
+    type: str = "server_error"
+    exit_code: int = 1
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class UserError(LeadlineError):
+    status = 400
+    code = "invalid_request_error"
+    type = "invalid_request_error"
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    code = "invalid_config"
+
+
+class InvalidRequest(UserError):
+    pass
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(UserError):
+    status = 404
+    code = "model_not_found"
+
+
+class CheckpointError(UserError):
+    code = "invalid_checkpoint"
+
+
+class TokenizerError(UserError):
+    code = "invalid_tokenizer"
+
+
+class DataError(UserError):
+    code = "invalid_data"
+
+
+class ResourceError(LeadlineError):
+    status = 503
+    code = "insufficient_resources"
+    exit_code = 2
+
+
+class AuthenticationError(LeadlineError):
+    status = 401
+    code = "invalid_api_key"
+    type = "authentication_error"
+    exit_code = 2
+
+
+class PermissionDenied(LeadlineError):
+    status = 403
+    code = "permission_denied"
+    type = "permission_error"
+    exit_code = 2
+
+
+class InsufficientBalance(LeadlineError):
+    status = 402
+    code = "insufficient_balance"
+    type = "insufficient_balance"
+    exit_code = 2
+
+
+class RateLimited(LeadlineError):
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
+
+
+class EngineError(LeadlineError):
+    code = "engine_error"
+
+
+class EngineOverloaded(EngineError):
+    status = 503
+    code = "engine_overloaded"
+
+
+class EngineDead(EngineError):
+    status = 503
+    code = "engine_dead"
+
+
+class ConnectionFailed(LeadlineError):
+    status = 503
+    code = "connection_failed"
+
+
+def _tree(root: type[LeadlineError]) -> list[type[LeadlineError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
+
+
+def from_code(status: int, code: str | None, message: str, param: str | None = None) -> LeadlineError:
+    """The error a body with this `code` (else this `status`) stands for: what the client raises."""
+    classes = _tree(LeadlineError)
+    by_code = {cls.code: cls for cls in reversed(classes)}
+    by_status = {cls.status: cls for cls in reversed(classes)}
+    cls = by_code.get(code or "") or by_status.get(status) or LeadlineError
+    return cls(message, param=param)
