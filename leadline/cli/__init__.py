@@ -1,1 +1,120 @@
+"""The command line: `leadline VERB [options]`.
 
+One module a verb. `VERBS` below names them without importing them, so that `leadline --help` starts at once and a verb
+imports only what it needs. The convention, for whoever adds a verb:
+
+* `leadline/cli/NAME.py` defines either a function `NAME`, or for a verb with subcommands a `cyclopts.App` called `app`.
+* The function's signature is the command: parameters before `/` are positional, those after `*` are options
+  (`max_tokens: int | None = None` is `--max-tokens`, a `bool` is `--flag` and `--no-flag`, a tuple repeats, a `Literal`
+  lists choices). The docstring's first line is the help and its `Args:` section explains each option.
+* It returns None or an exit code. What a user did wrong is raised as a `leadline.errors.UserError`: one line, exit 2.
+* torch, the engine and the trainer are imported inside the function.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from leadline import __version__
+from leadline.errors import LeadlineError, UserError
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+# name -> (where it lives, help). The order is the order of `leadline --help`.
+VERBS = {
+    "chat": ("leadline.cli.chat:chat", "Chat in the terminal, with a local model or any OpenAI-compatible server."),
+    "generate": ("leadline.cli.generate:generate", "Complete a prompt, or a file of prompts."),
+    "serve": ("leadline.cli.serve:serve", "Serve a model over the OpenAI API."),
+    "train": ("leadline.cli.train:app", "Train a model from a TOML recipe."),
+    "tokenizer": ("leadline.cli.tokenizer:app", "Encode, decode and train tokenizers."),
+    "plan": ("leadline.cli.plan:plan", "What a model needs and what fits here, before anything is loaded."),
+    "verify": ("leadline.cli.verify:verify", "Check a model folder against the golden numbers."),
+    "doctor": ("leadline.cli.doctor:doctor", "What this machine can do, and why something is missing."),
+}
+
+# A module that is missing -> the extra that brings it.
+_EXTRAS = {
+    "torch": "engine",
+    "numpy": "engine",
+    "safetensors": "engine",
+    "huggingface_hub": "engine",
+    "modelscope": "modelscope",
+    "fastapi": "server",
+    "uvicorn": "server",
+    "prometheus_client": "server",
+}
+
+
+def build_app() -> App:
+    """The command tree; no verb is imported before it is called."""
+    from cyclopts import App, Parameter
+
+    app = App(
+        name="leadline",
+        help="An independent implementation of DeepSeek-V2. Not affiliated with DeepSeek.",
+        version=f"leadline {__version__}",
+        help_format="plaintext",
+        default_parameter=Parameter(negative_iterable=()),
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, (target, summary) in VERBS.items():
+        app.command(target, name=name, help=summary)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script: runs a verb and leaves with its exit code."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line; every failure a user can cause is one line on standard error."""
+    try:
+        code = _call(argv)
+        sys.stdout.flush()
+    except LeadlineError as error:
+        return _fail(error)
+    except ModuleNotFoundError as error:
+        return _fail(_missing_extra(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return _close_pipe()
+    return code
+
+
+def _call(argv: Sequence[str]) -> int:
+    from cyclopts import CycloptsError
+
+    try:
+        result = build_app()(list(argv), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise UserError(str(error)) from None
+    return result if isinstance(result, int) else 0
+
+
+def _fail(error: LeadlineError) -> int:
+    print(f"leadline: {' '.join(error.message.split())}", file=sys.stderr)
+    return error.exit_code
+
+
+def _missing_extra(error: ModuleNotFoundError) -> LeadlineError:
+    """What to install for a module that an optional part needs; any other missing module is a fault of ours."""
+    extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    if extra is None:
+        raise error
+    return UserError(f"this needs {error.name}, which is not installed: pip install 'leadline[{extra}]'")
+
+
+def _close_pipe() -> int:
+    """The reader has gone, as after `| head`; keep the interpreter's own flush at exit from complaining."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_BROKEN_PIPE
