@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from leadline import __version__
+from leadline.config import did_you_mean
 from leadline.errors import LeadlineError, UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ VERBS = {
     "verify": ("leadline.cli.verify:verify", "Check a model folder against the golden numbers."),
     "doctor": ("leadline.cli.doctor:doctor", "What this machine can do, and why something is missing."),
 }
+
+_ROOT_FLAGS = ("--help", "-h", "--version")
 
 # A module that is missing -> the extra that brings it.
 _EXTRAS = {
@@ -82,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout.flush()
     except LeadlineError as error:
         return _fail(error)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         return _fail(_missing_extra(error))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -94,6 +97,8 @@ def run(argv: Sequence[str]) -> int:
 def _call(argv: Sequence[str]) -> int:
     from cyclopts import CycloptsError
 
+    if argv and argv[0] not in {*VERBS, *_ROOT_FLAGS}:
+        raise UserError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], VERBS)}; leadline --help lists them")
     try:
         result = build_app()(list(argv), exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -106,12 +111,13 @@ def _fail(error: LeadlineError) -> int:
     return error.exit_code
 
 
-def _missing_extra(error: ModuleNotFoundError) -> LeadlineError:
-    """What to install for a module that an optional part needs; any other missing module is a fault of ours."""
-    extra = _EXTRAS.get((error.name or "").partition(".")[0])
-    if extra is None:
+def _missing_extra(error: ImportError) -> LeadlineError:
+    """What to install for a module that an optional part needs; any other failed import is a fault of ours."""
+    cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error  # cyclopts wraps a verb's own
+    module = (cause.name or "").partition(".")[0]
+    if module not in _EXTRAS:
         raise error
-    return UserError(f"this needs {error.name}, which is not installed: pip install 'leadline[{extra}]'")
+    return UserError(f"this needs {module}, which is not installed: pip install 'leadline[{_EXTRAS[module]}]'")
 
 
 def _close_pipe() -> int:
