@@ -108,7 +108,12 @@ class ModelConfig:
         """The hub's fields to ours. Unknown fields are the hub's business; contradicting ones are refused."""
         model_type = _architecture(raw)
         _refuse_unsupported(raw)
-        known = {field.name for field in dataclasses.fields(ModelConfig)} - {"model_type", "yarn", "rope_theta", "dtype"}
+        known = {field.name for field in dataclasses.fields(ModelConfig)} - {
+            "model_type",
+            "yarn",
+            "rope_theta",
+            "dtype",
+        }
         values = {name: raw[name] for name in known if raw.get(name) is not None}
         if model_type != "deepseek_v2":
             values["kv_lora_rank"] = None
@@ -299,7 +304,12 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, YarnConfig | None]:
 
 
 _V2_YARN = YarnConfig(
-    factor=40.0, original_max_position_embeddings=4096, beta_fast=32.0, beta_slow=1.0, mscale=0.707, mscale_all_dim=0.707
+    factor=40.0,
+    original_max_position_embeddings=4096,
+    beta_fast=32.0,
+    beta_slow=1.0,
+    mscale=0.707,
+    mscale_all_dim=0.707,
 )
 
 V2_LITE = ModelConfig(yarn=_V2_YARN, max_position_embeddings=163840)

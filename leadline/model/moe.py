@@ -1,0 +1,118 @@
+"""DeepSeekMoE (section 2.2): shared experts, and the top-k of many routed ones.
+
+    h = x + sum_shared FFN(x) + sum_k g_k FFN_k(x)                                             eq. 20
+
+Routing is returned, never stored: the balance losses, the metrics and a replayed rollout read what `forward` gave back.
+
+Shapes: T tokens, D hidden, E routed experts, K experts a token, F expert width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from leadline.model.config import ModelConfig
+from leadline.ops.experts import route, routed_experts, swiglu
+from leadline.ops.norm import accumulate_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """One layer's choice for one pass.
+
+    expert_ids_TK   int64; E stands for a pair the trainer dropped (2.2.4)
+    weights_TK      float32, the gates g of eq. 20
+    scores_TE       float32, the affinities s of eq. 22 over all experts
+    """
+
+    expert_ids_TK: Tensor
+    weights_TK: Tensor
+    scores_TE: Tensor
+
+
+class Gate(nn.Module):
+    """Affinities and choice (eq. 21-22, device-limited routing of 2.2.2), in float32 whatever the model's dtype."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.n_routed_experts is not None
+        self.top_k = config.num_experts_per_tok
+        limited = config.topk_method == "group_limited_greedy"
+        self.groups = config.n_group if limited else 1
+        self.keep_groups = config.topk_group if limited else 1
+        self.normalise, self.factor = config.norm_topk_prob, config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+
+    def forward(self, x_TD: Tensor) -> Routing:
+        wide = accumulate_dtype(x_TD)
+        logits_TE = linear(x_TD.to(wide), self.weight.to(wide))
+        return Routing(*route(logits_TE, self.top_k, self.groups, self.keep_groups, self.normalise, self.factor))
+
+    def replay(self, x_TD: Tensor, expert_ids_TK: Tensor) -> Routing:
+        """The gates of choices made elsewhere: a trainer takes a rollout's experts, with its own affinities."""
+        wide = accumulate_dtype(x_TD)
+        scores_TE = linear(x_TD.to(wide), self.weight.to(wide)).softmax(-1)
+        weights_TK = scores_TE.gather(1, expert_ids_TK)
+        if self.normalise and self.top_k > 1:
+            return Routing(expert_ids_TK, weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20), scores_TE)
+        return Routing(expert_ids_TK, weights_TK * self.factor, scores_TE)
+
+
+class Experts(nn.Module):
+    """The routed experts' weights, stacked: gate_up_proj (E, 2F, D) and down_proj (E, D, F)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.n_routed_experts is not None
+        count, inner, width = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * inner, width))
+        self.down_proj = nn.Parameter(torch.empty(count, width, inner))
+
+
+class MLP(nn.Module):
+    """SwiGLU: the dense layers, and all shared experts as one."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        hidden_TF2 = torch.cat((self.gate_proj(x_TD), self.up_proj(x_TD)), dim=-1)
+        output_TD: Tensor = self.down_proj(swiglu(hidden_TF2))
+        return output_TD
+
+
+class Dispatcher(Protocol):
+    """Takes tokens to their experts and the answers back."""
+
+    def __call__(self, x_TD: Tensor, routing: Routing, experts: Experts) -> Tensor: ...
+
+
+class LocalDispatcher:
+    """Every expert is on this device."""
+
+    def __call__(self, x_TD: Tensor, routing: Routing, experts: Experts) -> Tensor:
+        return routed_experts(x_TD, routing.expert_ids_TK, routing.weights_TK, experts.gate_up_proj, experts.down_proj)
+
+
+class MoE(nn.Module):
+    """One layer's FFN. `dispatcher` is replaced from outside for expert parallelism."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Gate(config)
+        self.experts = Experts(config)
+        self.shared_experts = MLP(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
+        self.dispatcher: Dispatcher = LocalDispatcher()
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Routing]:
+        routing = self.gate(x_TD)
+        routed_TD = self.dispatcher(x_TD, routing, self.experts)
+        return routed_TD + self.shared_experts(x_TD), routing

@@ -1,0 +1,157 @@
+"""Attention: expanded, within one pass; over pages, absorbed (MLA) or grouped (MHA, GQA, MQA).
+
+Shapes: T tokens of this pass, S sequences, H heads, G key heads, K query and key width, V value width, C latent width, R row of the
+cache, L context length. `starts` are the S + 1 offsets of the sequences in the pass, on the host.
+
+Invariant: a query at position p of its sequence sees the keys 0..p of that sequence and nothing else; softmax is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from leadline.ops.dispatch import op
+from leadline.ops.norm import accumulate_dtype
+
+SCORES_LIMIT = 1 << 24
+"""Scores of one block of queries, in elements: bounds the scratch memory of a long prefill."""
+
+
+@op
+def expanded_attention(q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
+    """Causal attention within each document of the pass, (T, H, V)."""
+    groups = q_THK.shape[1] // k_TGK.shape[1]
+    outputs = []
+    for start, end in _spans(starts):
+        wide = accumulate_dtype(q_THK)
+        q_HLK = q_THK[start:end].to(wide).transpose(0, 1)
+        k_HLK = k_TGK[start:end].to(wide).repeat_interleave(groups, dim=1).transpose(0, 1)
+        v_HLV = v_TGV[start:end].to(wide).repeat_interleave(groups, dim=1).transpose(0, 1)
+        scores_HLL = q_HLK @ k_HLK.transpose(1, 2) * scale
+        future_LL = torch.ones(end - start, end - start, dtype=torch.bool, device=q_THK.device).triu(1)
+        weights_HLL = scores_HLL.masked_fill(future_LL, float("-inf")).softmax(-1)
+        outputs.append((weights_HLL @ v_HLV).transpose(0, 1).to(q_THK.dtype))
+    return torch.cat(outputs) if outputs else v_TGV.new_zeros(0, q_THK.shape[1], v_TGV.shape[2])
+
+
+def _spans(starts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    return ((start, end) for start, end in zip(starts, starts[1:], strict=False) if end > start)
+
+
+@expanded_attention.kernel("sdpa", when=lambda q, k, v, starts, scale: q.dtype != torch.float64 and starts[-1] > 0)
+def _expanded_sdpa(q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
+    """SDPA a document. Its fast path wants equal widths: values are padded with zeros and cut again, which is exact."""
+    value_width, missing = v_TGV.shape[2], q_THK.shape[2] - v_TGV.shape[2]
+    if missing > 0:
+        v_TGV = pad(v_TGV, (0, missing))
+    grouped = q_THK.shape[1] != k_TGK.shape[1]
+    q_1HTK, k_1GTK, v_1GTV = (x.transpose(0, 1).unsqueeze(0) for x in (q_THK, k_TGK, v_TGV))
+    outputs = [
+        scaled_dot_product_attention(
+            q_1HTK[:, :, a:b], k_1GTK[:, :, a:b], v_1GTV[:, :, a:b], is_causal=True, scale=scale, enable_gqa=grouped
+        )
+        for a, b in _spans(starts)
+    ]
+    return torch.cat(outputs, dim=2)[0, ..., :value_width].transpose(0, 1)
+
+
+@op
+def absorbed_attention(
+    q_THR: Tensor,
+    rows_PBR: Tensor,
+    page_tables_SP: Tensor,
+    context_lens: Sequence[int],
+    starts: Sequence[int],
+    value_width: int,
+    scale: float,
+) -> Tensor:
+    """Attention of absorbed queries against cached latents: keys are whole rows, values their first `value_width` columns.
+
+    Returns (T, H, value_width). Every head reads the same rows: multi-query attention over 576 wide keys in V2 (appendix C).
+    """
+    outputs = []
+    for s, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        wide = accumulate_dtype(q_THR)
+        rows_LR = gather_rows(rows_PBR, page_tables_SP[s], context_lens[s]).to(wide)
+        scores_THL = q_THR[start:end].to(wide) @ rows_LR.T * scale
+        weights_THL = _causal(scores_THL, context_lens[s]).softmax(-1)
+        outputs.append((weights_THL @ rows_LR[:, :value_width]).to(q_THR.dtype))
+    return torch.cat(outputs)
+
+
+def gather_rows(rows_PBR: Tensor, pages_P: Tensor, length: int) -> Tensor:
+    """The first `length` rows of a sequence in order; a view where its pages happen to lie side by side."""
+    page_size = rows_PBR.shape[1]
+    needed = -(-length // page_size)
+    pages = pages_P[:needed].tolist()
+    if pages == list(range(pages[0], pages[0] + needed)):
+        return rows_PBR[pages[0] : pages[0] + needed].flatten(0, 1)[:length]
+    return rows_PBR[pages_P[:needed]].flatten(0, 1)[:length]
+
+
+def _causal(scores_THL: Tensor, context: int) -> Tensor:
+    """Hide the future from the last T of `context` positions."""
+    tokens = scores_THL.shape[0]
+    if tokens == 1:
+        return scores_THL
+    key_L = torch.arange(context, device=scores_THL.device)
+    query_T = torch.arange(context - tokens, context, device=scores_THL.device)
+    return scores_THL.masked_fill((key_L > query_T[:, None])[:, None, :], float("-inf"))
+
+
+def _in_half(q: Tensor, rows: Tensor, *_: object) -> bool:
+    return q.dtype == rows.dtype and q.dtype in (torch.bfloat16, torch.float16, torch.float32)
+
+
+@absorbed_attention.kernel("matmul", when=_in_half)
+def _absorbed_matmul(
+    q_THR: Tensor,
+    rows_PBR: Tensor,
+    page_tables_SP: Tensor,
+    context_lens: Sequence[int],
+    starts: Sequence[int],
+    value_width: int,
+    scale: float,
+) -> Tensor:
+    """Both products as GEMMs over heads x queries in the cache's own type, in blocks of queries; softmax in float32."""
+    heads = q_THR.shape[1]
+    out_THC = q_THR.new_empty(q_THR.shape[0], heads, value_width)
+    for s, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        rows_LR = gather_rows(rows_PBR, page_tables_SP[s], context_lens[s])
+        block = max(1, SCORES_LIMIT // (heads * context_lens[s]))
+        for a in range(start, end, block):
+            b = min(a + block, end)
+            seen = context_lens[s] - (end - b)
+            keys_LR = rows_LR[:seen]
+            scores_NL = (q_THR[a:b].flatten(0, 1) @ keys_LR.T).float().mul_(scale)
+            weights_NL = _causal(scores_NL.view(b - a, heads, seen), seen).softmax(-1).to(q_THR.dtype).flatten(0, 1)
+            out_THC[a:b] = (weights_NL @ keys_LR[:, :value_width]).view(b - a, heads, value_width)
+    return out_THC
+
+
+@op
+def paged_attention(
+    q_THK: Tensor,
+    rows_PBR: Tensor,
+    page_tables_SP: Tensor,
+    context_lens: Sequence[int],
+    starts: Sequence[int],
+    scale: float,
+) -> Tensor:
+    """Attention over cached keys and values of G heads: a row is (k ; v), 2 G K wide. Returns (T, H, K)."""
+    heads, width = q_THK.shape[1:]
+    outputs = []
+    for s, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        wide = accumulate_dtype(q_THK)
+        rows_LR = gather_rows(rows_PBR, page_tables_SP[s], context_lens[s]).to(wide)
+        k_LGK, v_LGK = rows_LR.unflatten(-1, (2, -1, width)).unbind(1)
+        groups = heads // k_LGK.shape[1]
+        k_HLK, v_HLK = (x.repeat_interleave(groups, dim=1).transpose(0, 1) for x in (k_LGK, v_LGK))
+        scores_THL = (q_THK[start:end].to(wide).transpose(0, 1) @ k_HLK.transpose(1, 2) * scale).transpose(0, 1)
+        weights_HTL = _causal(scores_THL, context_lens[s]).softmax(-1).transpose(0, 1)
+        outputs.append((weights_HTL @ v_HLK).transpose(0, 1).to(q_THK.dtype))
+    return torch.cat(outputs)

@@ -1,0 +1,21 @@
+"""RMSNorm (section 3.1.2: also after the compressed latents)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from leadline.ops.dispatch import op
+
+
+def accumulate_dtype(x: Tensor) -> torch.dtype:
+    """Statistics are float32, or float64 where the caller works in float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@op
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / rms(x) in float32, cast back, then times the weight: in this order, as the published weights expect."""
+    wide_TD = x_TD.to(accumulate_dtype(x_TD))
+    normed_TD = wide_TD * torch.rsqrt(wide_TD.square().mean(-1, keepdim=True) + eps)
+    return weight_D * normed_TD.to(x_TD.dtype)
