@@ -1,7 +1,7 @@
 """What every test can rely on: a home of its own, no network but loopback, one thread, no skips but for a GPU.
 
-The environment is set while pytest configures itself, before any test module can import torch or a hub library that reads
-it once. Subprocesses inherit it.
+The environment is set while pytest configures itself, before any test module can import torch or a hub library that
+reads it once. Subprocesses inherit it.
 """
 
 from __future__ import annotations

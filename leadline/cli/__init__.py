@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+EXIT_BROKEN_PIPE = 1  # what Python and rich use
 
 # name -> (where it lives, help). The order is the order of `leadline --help`.
 VERBS = {
