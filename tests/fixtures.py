@@ -130,7 +130,8 @@ def write_weights(path: Path, tensors: dict[str, Tensor], shards: int = 1) -> No
     if shards == 1:
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
         return
-    names, weight_map = list(tensors), {}
+    names = list(tensors)
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         part = {name: tensors[name] for name in names[shard::shards]}

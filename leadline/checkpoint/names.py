@@ -1,8 +1,8 @@
 """Every tensor of a checkpoint: the hub's name, its shape, and where it lives in our parameters (appendix B's sizes).
 
 In the file each expert's matrices are tensors of their own; in memory the experts of a layer are stacked:
-`experts.gate_up_proj` (E, 2F, D), gate rows above up rows, and `experts.down_proj` (E, D, F). Everything else has one name
-in both places.
+`experts.gate_up_proj` (E, 2F, D), gate rows above up rows, and `experts.down_proj` (E, D, F). Everything else has one
+name in both places.
 
 Invariant: `tensor_shapes` is derived from the configuration alone, its sizes add up to `ModelConfig.parameters()`, and
 `place` maps its names one to one onto the whole of the model's parameters. No torch here.

@@ -1,11 +1,11 @@
 """The safetensors file format, read and written by its specification: 8 bytes of header length, JSON, raw bytes.
 
-The reader takes bytes with plain reads, never through a memory map: pages of a mapped file count as the process's memory,
-and a model would be held twice while it loads. It trusts nothing: every offset is checked against the file before a
-byte is used.
+The reader takes bytes with plain reads, never through a memory map: pages of a mapped file count as the process's
+memory, and a model would be held twice while it loads. It trusts nothing: every offset is checked against the file
+before a byte is used.
 
-Invariant: `read_header` returns only entries that lie in the file, one after the other without gap or overlap, each as long
-as its shape and type say. No torch here.
+Invariant: `read_header` returns only entries that lie in the file, one after the other without gap or overlap, each as
+long as its shape and type say. No torch here.
 """
 
 from __future__ import annotations
