@@ -45,9 +45,9 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
         return base_P
     low, high = correction_range(config.yarn, dim, config.rope_theta)
     span = max(high - low, 0.001)
-    ramp_P = ((torch.arange(dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
+    kept_P = 1 - ((torch.arange(dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
     stretched_P = 1.0 / (config.yarn.factor * config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
-    return stretched_P * ramp_P + base_P * (1 - ramp_P)
+    return stretched_P * (1 - kept_P) + base_P * kept_P  # 1 - kept, not the ramp: the published code's very bits
 
 
 def magnitude(config: ModelConfig) -> float:
