@@ -1,0 +1,160 @@
+"""`leadline doctor`: what this machine can do, and for each thing that is missing why and what brings it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.resources
+import json
+import platform
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from leadline import __version__, machine
+
+# The PyTorch versions the tests were run with; older ones are refused by the package, newer ones are likely to work.
+TESTED_TORCH = ((2, 11), (2, 13))
+EXTRAS = {
+    "engine": ("torch", "numpy", "safetensors", "huggingface-hub"),
+    "server": ("fastapi", "uvicorn", "prometheus-client"),
+    "modelscope": ("modelscope",),
+}
+GIB = 1 << 30
+MARKS = {"ok": "[green]ok[/]", "limited": "[yellow]limited[/]", "missing": "[red]missing[/]"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line of the report. `advice` says why a thing is not ok and what to do; empty when it is."""
+
+    name: str
+    state: Literal["ok", "limited", "missing"]
+    value: str
+    advice: str = ""
+
+
+def doctor(*, json_output: Annotated[bool, Parameter(name="--json", negative="")] = False, port: int = 8000) -> None:
+    """What this machine can do, and why something is missing.
+
+    Args:
+        json_output: Print JSON, one object a finding.
+        port: The port that `leadline serve` would use.
+    """
+    findings = examine(port)
+    if json_output:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        _print_table(findings)
+
+
+def examine(port: int) -> list[Finding]:
+    return [
+        Finding("leadline", "ok", __version__),
+        Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        _torch(),
+        _processor(),
+        _memory(),
+        _disk(),
+        _gpu(),
+        _compiler(),
+        *(_extra(name) for name in EXTRAS),
+        _embedded(),
+        _port(port),
+    ]
+
+
+def _torch() -> Finding:
+    version = _version("torch")
+    if version is None:
+        return Finding("torch", "missing", "not installed", "pip install 'leadline[engine]' to run models here")
+    low, high = (".".join(map(str, bound)) for bound in TESTED_TORCH)
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if TESTED_TORCH[0] <= (major, minor) <= TESTED_TORCH[1]:
+        return Finding("torch", "ok", version)
+    return Finding("torch", "limited", version, f"tested with {low} to {high}")
+
+
+def _processor() -> Finding:
+    sets = machine.instruction_sets()
+    value = f"{machine.processor()}, {machine.cores()} cores: {' '.join(sets) or 'no vector extensions known'}"
+    if {"avx2", "asimd"} & set(sets):
+        return Finding("processor", "ok", value)
+    return Finding("processor", "limited", value, "no AVX2 or Advanced SIMD was found: matrix products are slow")
+
+
+def _memory() -> Finding:
+    memory = machine.memory()
+    value = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available"
+    if memory.available >= GIB:
+        return Finding("memory", "ok", value)
+    return Finding("memory", "limited", value, "`leadline plan --model ...` says what fits")
+
+
+def _disk() -> Finding:
+    free = machine.disk_free(Path.home())
+    value = f"{free / GIB:.1f} GiB free in {Path.home()}"
+    if free >= 40 * GIB:
+        return Finding("disk", "ok", value)
+    return Finding("disk", "limited", value, "DeepSeek-V2-Lite's weights take 29.3 GiB, V2's 439 GiB")
+
+
+def _gpu() -> Finding:
+    found = machine.gpus()
+    if not found:
+        return Finding("gpu", "missing", "none", "nvidia-smi lists no GPU; models run on the processor")
+    value = ", ".join(f"{gpu.name} {gpu.memory / GIB:.0f} GiB (driver {gpu.driver})" for gpu in found)
+    if "+cpu" in (_version("torch") or ""):
+        return Finding("gpu", "limited", value, "the installed torch is built for the CPU: make clean setup TORCH=cuda")
+    return Finding("gpu", "ok", value)
+
+
+def _compiler() -> Finding:
+    found = machine.compiler()
+    if found is None:
+        return Finding("compiler", "missing", "none", f"none of {', '.join(machine.COMPILERS)} is on the path")
+    return Finding("compiler", "ok", found)
+
+
+def _extra(name: str) -> Finding:
+    versions = {package: _version(package) for package in EXTRAS[name]}
+    value = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
+    missing = [package for package, version in versions.items() if version is None]
+    if not missing:
+        return Finding(f"[{name}]", "ok", value)
+    return Finding(f"[{name}]", "missing", value or "not installed", f"pip install 'leadline[{name}]'")
+
+
+def _embedded() -> Finding:
+    folder = importlib.resources.files("leadline.embedded")
+    sizes = [Path(str(file)).stat().st_size for file in folder.iterdir() if file.name.endswith(".safetensors")]
+    if sizes and folder.joinpath("config.json").is_file():
+        return Finding("embedded model", "ok", f"{sum(sizes) / 1e6:.1f} MB")
+    return Finding("embedded model", "missing", "not in this build", "name another with --model")
+
+
+def _port(port: int) -> Finding:
+    if machine.port_free(port):
+        return Finding("port", "ok", f"{port} is free")
+    return Finding("port", "limited", f"{port} is in use", "choose another: leadline serve --port ...")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _print_table(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "state", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        table.add_row(escape(finding.name), MARKS[finding.state], escape(finding.value), escape(finding.advice))
+    Console().print(table)

@@ -1,0 +1,68 @@
+"""`leadline doctor`: a line a thing, advice exactly where something is not ok."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from leadline import machine
+from leadline.cli import doctor, run
+
+
+def finding(name: str, port: int = 0) -> doctor.Finding:
+    return next(each for each in doctor.examine(port) if each.name == name)
+
+
+def test_the_table_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for name in ("python", "torch", "processor", "memory", "disk", "gpu", "compiler", "[engine]", "embedded model"):
+        assert name in out
+
+
+def test_json_is_one_object_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert {"name": "port", "state": "ok", "value": "8000 is free", "advice": ""}.keys() == findings[-1].keys()
+
+
+def test_advice_is_given_exactly_where_something_is_not_ok() -> None:
+    assert all(bool(each.advice) == (each.state != "ok") for each in doctor.examine(0))
+
+
+def test_a_port_in_use_is_seen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert finding("port", port).state == "limited"
+    assert finding("port", port).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [("2.10.1", "limited"), ("2.11.0", "ok"), ("2.13.0+cpu", "ok"), ("2.14.0a0", "limited"), (None, "missing")],
+)
+def test_torch_outside_the_tested_range(monkeypatch: pytest.MonkeyPatch, version: str | None, state: str) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: version)
+    assert finding("torch").state == state
+
+
+def test_a_gpu_that_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: (machine.Gpu("H200", 139 << 30, "570.1"),))
+    monkeypatch.setattr(doctor, "_version", lambda package: "2.13.0+cpu")
+    assert finding("gpu").state == "limited"
+    assert "H200 139 GiB" in finding("gpu").value
+    monkeypatch.setattr(doctor, "_version", lambda package: "2.13.0")
+    assert finding("gpu").state == "ok"
+
+
+def test_a_poor_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(2 << 30, 1 << 29))
+    monkeypatch.setattr(machine, "compiler", lambda: None)
+    monkeypatch.setattr(machine, "gpus", tuple)
+    monkeypatch.setattr(machine, "instruction_sets", tuple)
+    monkeypatch.setattr(machine, "disk_free", lambda path: 1 << 30)
+    states = {each.name: each.state for each in doctor.examine(0)}
+    assert states["memory"] == states["disk"] == states["processor"] == "limited"
+    assert states["compiler"] == states["gpu"] == "missing"
