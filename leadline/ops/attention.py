@@ -9,6 +9,7 @@ Invariant: a query at position p of its sequence sees the keys 0..p of that sequ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,52 @@ def _spans(starts: Sequence[int]) -> Iterator[tuple[int, int]]:
     return ((start, end) for start, end in zip(starts, starts[1:], strict=False) if end > start)
 
 
+@op
+def causal_softmax(scores_HLL: Tensor, scale: float) -> Tensor:
+    """softmax(scale x scores) over the past, in float32, returned in the scores' dtype."""
+    place_L = torch.arange(scores_HLL.shape[-1], device=scores_HLL.device)
+    wide_HLL = scores_HLL.to(accumulate_dtype(scores_HLL)) * scale
+    return wide_HLL.where(place_L[:, None] >= place_L, float("-inf")).softmax(-1).to(scores_HLL.dtype)
+
+
+@op
+def causal_softmax_backward(grad_HLL: Tensor, weights_HLL: Tensor, scale: float) -> Tensor:
+    """The gradient of the scores: scale x p (dp - sum p dp)."""
+    wide = accumulate_dtype(grad_HLL)
+    grad_HLL, p_HLL = grad_HLL.to(wide), weights_HLL.to(wide)
+    return ((grad_HLL - (grad_HLL * p_HLL).sum(-1, keepdim=True)) * p_HLL * scale).to(weights_HLL.dtype)
+
+
+class _DocumentAttention(torch.autograd.Function):
+    """A document at a time as three plain GEMMs: on a CPU several times faster backward than SDPA's, whose documents are short
+    in training. The weights are kept: L^2 H elements a document."""
+
+    @staticmethod
+    def forward(ctx: Any, q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
+        q_HTK, k_HTK, v_HTV = (x.transpose(0, 1).contiguous() for x in (q_THK, k_THK, v_THV))
+        out_HTV = torch.empty_like(v_HTV)
+        weights = []
+        for a, b in _spans(starts):
+            weights.append(causal_softmax(torch.bmm(q_HTK[:, a:b], k_HTK[:, a:b].transpose(1, 2)), scale))
+            torch.bmm(weights[-1], v_HTV[:, a:b], out=out_HTV[:, a:b])
+        ctx.save_for_backward(q_HTK, k_HTK, v_HTV, *weights)
+        ctx.starts, ctx.scale = starts, scale
+        return out_HTV.transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_HTK, k_HTK, v_HTV, *weights = ctx.saved_tensors
+        grad_HTV = grads[0].transpose(0, 1).contiguous()
+        q_grad, k_grad, v_grad = map(torch.empty_like, (q_HTK, k_HTK, v_HTV))
+        for (a, b), p_HLL in zip(_spans(ctx.starts), weights, strict=True):
+            torch.bmm(p_HLL.transpose(1, 2), grad_HTV[:, a:b], out=v_grad[:, a:b])
+            p_grad = torch.bmm(grad_HTV[:, a:b], v_HTV[:, a:b].transpose(1, 2))
+            scores_grad = causal_softmax_backward(p_grad, p_HLL, ctx.scale)
+            torch.bmm(scores_grad, k_HTK[:, a:b], out=q_grad[:, a:b])
+            torch.bmm(scores_grad.transpose(1, 2), q_HTK[:, a:b], out=k_grad[:, a:b])
+        return q_grad.transpose(0, 1), k_grad.transpose(0, 1), v_grad.transpose(0, 1), None, None
+
+
 @expanded_attention.kernel("sdpa", when=lambda q, k, v, starts, scale: q.dtype != torch.float64 and starts[-1] > 0)
 def _expanded_sdpa(q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
     """SDPA a document. Its fast path wants equal widths: values are padded with zeros and cut again, which is exact."""
@@ -57,6 +104,21 @@ def _expanded_sdpa(q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, starts: Sequence
         for a, b in _spans(starts)
     ]
     return torch.cat(outputs, dim=2)[0, ..., :value_width].transpose(0, 1)
+
+
+DOCUMENT_LIMIT = 1024
+"""Beyond this length the kept weights outgrow what the plain GEMMs save, and SDPA takes over."""
+
+
+def _short_documents(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float) -> bool:
+    trains = torch.is_grad_enabled() and not q.is_cuda and q.shape[1] == k.shape[1] and starts[-1] > 0
+    return trains and max(b - a for a, b in _spans(starts)) <= DOCUMENT_LIMIT
+
+
+@expanded_attention.kernel("documents", when=_short_documents)
+def _expanded_documents(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
+    out_THV: Tensor = _DocumentAttention.apply(q_THK, k_THK, v_THV, starts, scale)  # type: ignore[no-untyped-call]
+    return out_THV
 
 
 @op

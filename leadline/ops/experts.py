@@ -67,8 +67,33 @@ def sort_by_expert(ids_TK: Tensor, experts: int) -> ExpertOrder:
     return ExpertOrder(order_N, place_N.view_as(ids_TK), counts_E)
 
 
+@op
+def sum_slots(rows_ND: Tensor, place_TK: Tensor) -> Tensor:
+    """(T, D): the sum over each token's K sorted rows, in float32. What scattering back would give, by gathering."""
+    rows_TKD = rows_ND[place_TK]
+    return rows_TKD.to(accumulate_dtype(rows_ND)).sum(1).to(rows_ND.dtype)
+
+
+@op
+def gated_sum(rows_ND: Tensor, gates_TK: Tensor, place_TK: Tensor) -> Tensor:
+    """(T, D): sum_k gate x row, in float32 (eq. 20)."""
+    rows_TKD = rows_ND[place_TK].to(accumulate_dtype(rows_ND))
+    return (rows_TKD * gates_TK[:, :, None]).sum(1).to(rows_ND.dtype)
+
+
+@op
+def gated_sum_backward(
+    grad_TD: Tensor, rows_ND: Tensor, gates_TK: Tensor, order_N: Tensor, place_TK: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the rows and of the gates."""
+    grad_ND = grad_TD[order_N // place_TK.shape[1]].to(accumulate_dtype(rows_ND))
+    rows_grad_ND = grad_ND * gates_TK.flatten()[order_N][:, None]
+    gates_grad_N = (grad_ND * rows_ND).sum(-1)
+    return rows_grad_ND.to(rows_ND.dtype), gates_grad_N[place_TK].to(gates_TK.dtype)
+
+
 class _Permute(torch.autograd.Function):
-    """Rows to expert order. Backward sums each token's K gradients by gathering: no atomic or serial scatter."""
+    """Rows to expert order; backward gathers, so that nothing is scattered atomically or serially."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, place_TK: Tensor) -> Tensor:
@@ -77,8 +102,7 @@ class _Permute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (place_TK,) = ctx.saved_tensors
-        return grads[0].index_select(0, place_TK.flatten()).view(*place_TK.shape, -1).sum(1), None, None
+        return sum_slots(grads[0], *ctx.saved_tensors), None, None
 
 
 def permute(x_TD: Tensor, order: ExpertOrder) -> Tensor:
@@ -88,23 +112,14 @@ def permute(x_TD: Tensor, order: ExpertOrder) -> Tensor:
 
 
 class _Combine(torch.autograd.Function):
-    """sum_k gate x expert output, in float32. Backward scatters by the sort's own order: again only gathers."""
-
     @staticmethod
     def forward(ctx: Any, y_ND: Tensor, gates_TK: Tensor, order_N: Tensor, place_TK: Tensor) -> Tensor:
         ctx.save_for_backward(y_ND, gates_TK, order_N, place_TK)
-        y_TKD = y_ND.index_select(0, place_TK.flatten()).view(*place_TK.shape, -1)
-        wide = accumulate_dtype(y_ND)
-        return torch.einsum("tkd,tk->td", y_TKD.to(wide), gates_TK.to(wide)).to(y_ND.dtype)
+        return gated_sum(y_ND, gates_TK, place_TK)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        y_ND, gates_TK, order_N, place_TK = ctx.saved_tensors
-        grad_ND = grads[0].index_select(0, order_N // place_TK.shape[1])
-        gates_N = gates_TK.flatten()[order_N]
-        wide = accumulate_dtype(y_ND)
-        gates_grad_N = torch.linalg.vecdot(grad_ND.to(wide), y_ND.to(wide))
-        return grad_ND * gates_N[:, None].to(grad_ND.dtype), gates_grad_N[place_TK].to(gates_TK.dtype), None, None
+        return *gated_sum_backward(grads[0], *ctx.saved_tensors), None, None
 
 
 def combine(y_ND: Tensor, gates_TK: Tensor, order: ExpertOrder) -> Tensor:
@@ -118,6 +133,17 @@ def swiglu(gate_up_TF2: Tensor) -> Tensor:
     """SiLU(gate) x up from the two halves side by side."""
     gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
     return silu(gate_TF) * up_TF
+
+
+@op
+def swiglu_backward(gate_up_TF2: Tensor, grad_TF: Tensor) -> tuple[Tensor, Tensor]:
+    """The activation again, and the gradient of its input: d silu(g) = s + g s (1 - s), s = sigmoid(g)."""
+    gate_TF, up_TF = gate_up_TF2.to(accumulate_dtype(gate_up_TF2)).chunk(2, dim=-1)
+    sigmoid_TF = gate_TF.sigmoid()
+    silu_TF = gate_TF * sigmoid_TF
+    gate_grad_TF = grad_TF * up_TF * (sigmoid_TF + silu_TF * (1 - sigmoid_TF))
+    grad_TF2 = torch.cat((gate_grad_TF, grad_TF * silu_TF), dim=-1)
+    return (silu_TF * up_TF).to(grad_TF.dtype), grad_TF2.to(grad_TF.dtype)
 
 
 @op
@@ -135,56 +161,47 @@ def grouped_ffn(x_ND: Tensor, counts_E: Tensor, gate_up_EFD: Tensor, down_EDF: T
 
 class _GroupedFFN(torch.autograd.Function):
     """The experts' forward and backward without a graph node an expert, whose gradients would each be as large as the whole
-    stack of weights. `down` is not needed to find the gates' gradients, so only the first product is kept."""
+    stack of weights. The gates' gradients need no more than the output, so the activation is made again, not kept."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, counts_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
         counts = counts_E.tolist()
-        hidden_NF2 = x_ND.new_empty(x_ND.shape[0], gate_up_EFD.shape[1])
-        y_ND = torch.empty_like(x_ND)
-        y_ND[sum(counts) :] = 0
-        start = 0
-        for expert, count in enumerate(counts):
-            rows = slice(start, start + count)
-            if count:
-                torch.mm(x_ND[rows], gate_up_EFD[expert].T, out=hidden_NF2[rows])
-                torch.mm(_swiglu(hidden_NF2[rows]), down_EDF[expert].T, out=y_ND[rows])
-            start += count
+        hidden_NF2 = _grouped_mm(x_ND, counts, gate_up_EFD.transpose(1, 2))
         ctx.save_for_backward(x_ND, hidden_NF2, gate_up_EFD, down_EDF)
         ctx.counts = counts
-        return y_ND
+        return _grouped_mm(swiglu(hidden_NF2), counts, down_EDF.transpose(1, 2))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         x_ND, hidden_NF2, gate_up_EFD, down_EDF = ctx.saved_tensors
-        x_grad_ND, gate_up_grad, down_grad = map(torch.empty_like, (x_ND, gate_up_EFD, down_EDF))
-        x_grad_ND[sum(ctx.counts) :] = 0
-        start = 0
-        for expert, count in enumerate(ctx.counts):
-            rows = slice(start, start + count)
-            start += count
-            if not count:  # no tokens: a zero gradient, but the expert takes part
-                gate_up_grad[expert], down_grad[expert] = 0, 0
-                continue
-            grad_nD = grads[0][rows]
-            act_nF, hidden_grad_nF2 = _swiglu_backward(hidden_NF2[rows], grad_nD @ down_EDF[expert])
-            torch.mm(grad_nD.T, act_nF, out=down_grad[expert])
-            torch.mm(hidden_grad_nF2.T, x_ND[rows], out=gate_up_grad[expert])
-            torch.mm(hidden_grad_nF2, gate_up_EFD[expert], out=x_grad_ND[rows])
-        return x_grad_ND, None, gate_up_grad, down_grad
+        act_grad_NF = _grouped_mm(grads[0], ctx.counts, down_EDF)
+        act_NF, hidden_grad_NF2 = swiglu_backward(hidden_NF2, act_grad_NF)
+        x_grad_ND = _grouped_mm(hidden_grad_NF2, ctx.counts, gate_up_EFD)
+        gate_up_grad = _grouped_outer(hidden_grad_NF2, x_ND, ctx.counts)
+        return x_grad_ND, None, gate_up_grad, _grouped_outer(grads[0], act_NF, ctx.counts)
 
 
-def _swiglu(hidden_nF2: Tensor) -> Tensor:
-    gate_nF, up_nF = hidden_nF2.chunk(2, dim=-1)
-    return silu(gate_nF).mul_(up_nF)
+def _grouped_mm(rows_NX: Tensor, counts: list[int], weights_EXY: Tensor) -> Tensor:
+    """Each expert's rows times its matrix; the rows of dropped pairs, at the end, give zero."""
+    out_NY = rows_NX.new_empty(rows_NX.shape[0], weights_EXY.shape[2])
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            torch.mm(rows_NX[start : start + count], weights_EXY[expert], out=out_NY[start : start + count])
+        start += count
+    out_NY[start:] = 0
+    return out_NY
 
 
-def _swiglu_backward(hidden_nF2: Tensor, grad_nF: Tensor) -> tuple[Tensor, Tensor]:
-    """The activation again, and the gradient of its input: d silu(g) = s + g s (1 - s), s = sigmoid(g)."""
-    gate_nF, up_nF = hidden_nF2.chunk(2, dim=-1)
-    silu_nF = silu(gate_nF)
-    gate_grad_nF = torch.ops.aten.silu_backward(grad_nF * up_nF, gate_nF)
-    return silu_nF * up_nF, torch.cat((gate_grad_nF, grad_nF * silu_nF), dim=-1)
+def _grouped_outer(left_NX: Tensor, right_NY: Tensor, counts: list[int]) -> Tensor:
+    """Each expert's left^T right, (E, X, Y); an expert without rows takes part with zeros."""
+    out_EXY = left_NX.new_empty(len(counts), left_NX.shape[1], right_NY.shape[1])
+    start = 0
+    for expert, count in enumerate(counts):
+        rows = slice(start, start + count)
+        torch.mm(left_NX[rows].T, right_NY[rows], out=out_EXY[expert])
+        start += count
+    return out_EXY
 
 
 @grouped_ffn.kernel("autograd", when=lambda x, counts, gate_up, down: torch.is_grad_enabled() and not x.is_cuda)

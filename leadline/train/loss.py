@@ -1,0 +1,58 @@
+"""Cross-entropy in chunks: the logits of a whole batch are never held.
+
+Shapes: T tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leadline.ops.dispatch import op
+from leadline.ops.norm import accumulate_dtype
+
+CHUNK = 1024
+"""Tokens a chunk: its float32 logits should fit in the last-level cache at a small vocabulary."""
+
+
+@op
+def softmax_nll(logits_TV: Tensor, targets_T: Tensor, scale_T: Tensor) -> tuple[Tensor, Tensor]:
+    """sum scale x -log softmax(logits)[target], and its gradient in the logits' dtype: (softmax - one hot) x scale."""
+    wide_TV = logits_TV.to(accumulate_dtype(logits_TV))
+    log_p_TV = wide_TV - wide_TV.logsumexp(-1, keepdim=True)
+    loss = -(log_p_TV.gather(1, targets_T[:, None])[:, 0] * scale_T).sum()
+    hot_TV = torch.arange(logits_TV.shape[1], device=logits_TV.device) == targets_T[:, None]
+    grad_TV = (log_p_TV.exp() - hot_TV.to(log_p_TV.dtype)) * scale_T[:, None]
+    return loss, grad_TV.to(logits_TV.dtype)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The gradients are made while each chunk's logits exist, so that backward only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, weights_T: Tensor) -> Tensor:
+        scale_T = weights_T / weights_T.sum().clamp(min=1e-9)
+        hidden_grad_TD = torch.empty_like(hidden_TD)
+        weight_grad_VD = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
+        for start in range(0, len(targets_T), CHUNK):
+            rows = slice(start, start + CHUNK)
+            part, grad_cV = softmax_nll(hidden_TD[rows] @ weight_VD.T, targets_T[rows], scale_T[rows])
+            loss += part
+            torch.mm(grad_cV, weight_VD, out=hidden_grad_TD[rows])
+            weight_grad_VD += grad_cV.T @ hidden_TD[rows]
+        ctx.save_for_backward(hidden_grad_TD, weight_grad_VD.to(weight_VD.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_grad_TD, weight_grad_VD = ctx.saved_tensors
+        return hidden_grad_TD * grads[0].to(hidden_grad_TD.dtype), weight_grad_VD * grads[0].to(weight_grad_VD.dtype), None, None
+
+
+def cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, weights_T: Tensor) -> Tensor:
+    """Mean of -log p(target) weighted by `weights_T` (0 hides a token), a float32 scalar."""
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden_TD, weight_VD, targets_T, weights_T)  # type: ignore[no-untyped-call]
+    return loss
