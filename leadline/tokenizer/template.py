@@ -50,6 +50,15 @@ class ChatTemplate:
     system_after: str = ""
     system: Literal["in place", "last", "joined"] = "in place"
 
+    @property
+    def answer_prefix(self) -> str:
+        """The text by which the mark before an answer is longer than the one that invites it."""
+        return as_text([self.assistant]).removeprefix(as_text([self.generation]))
+
+    @property
+    def answer_opens_with_space(self) -> bool:
+        return isinstance(self.generation, str) and self.assistant == f"{self.generation} "
+
     def segments(
         self, messages: Sequence[Message], bos: str, eos: str, *, generate: bool, continue_final: bool = False
     ) -> list[Segment]:
@@ -109,7 +118,7 @@ def recognise(source: str, bos: str, eos: str) -> ChatTemplate | None:
     """The known template that renders every probe as this Jinja source does, if there is one."""
     try:
         rendered = [_render_jinja(source, probe, bos, eos, generate) for probe, generate in _PROBES]
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError):
+    except Exception:  # foreign source: whatever it runs into, it is not a template known here
         return None
     for template in TEMPLATES.values():
         texts = [

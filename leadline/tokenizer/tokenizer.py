@@ -163,6 +163,19 @@ class Tokenizer:
     def template_name(self) -> str | None:
         return self._template.name if isinstance(self._template, template.ChatTemplate) else None
 
+    @property
+    def answer_prefix(self) -> str:
+        """What every answer begins with and nobody wants to read: the space after V2's `Assistant:`.
+
+        Whoever shows an answer takes it off once; rendering the answer into the next prompt puts it back.
+        """
+        return self._template.answer_prefix if isinstance(self._template, template.ChatTemplate) else ""
+
+    @property
+    def answer_opens_with_space(self) -> bool:
+        """Whether generated answers begin with a space that belongs to the template: V2's has it in history only."""
+        return isinstance(self._template, template.ChatTemplate) and self._template.answer_opens_with_space
+
     def render(
         self,
         messages: Sequence[Mapping[str, str] | template.Message],
