@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from leadline.checkpoint.folder import INDEX, SINGLE
+from leadline.checkpoint.machine import check_space
 from leadline.checkpoint.names import tensor_shapes
 from leadline.checkpoint.safetensors import Tensor, header_bytes
 from leadline.checkpoint.weights import memory_of, tensor_of
@@ -174,14 +175,6 @@ def _write_error(folder: Path, error: OSError) -> LeadlineError:
     if error.errno in _FULL:
         return ResourceError(f"{folder} was not written, the disk is full ({error.strerror}); nothing was changed")
     return CheckpointError(f"{folder} cannot be written: {error.strerror or error}")
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold; `folder` need not exist yet."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise ResourceError(f"{folder} needs {needed:,} bytes of disk, {free:,} are free on {existing}")
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
