@@ -12,7 +12,6 @@ from tests.source import foreign, imports, modules
 RANK = {
     "errors": 0,
     "config": 1,
-    "machine": 1,
     "plugins": 1,
     "embedded": 1,
     "ops": 2,
@@ -30,7 +29,7 @@ RANK = {
 }
 # What a layer sees of the engine: the words of the protocol, not the machine behind them.
 ENGINE_WORDS = "leadline.engine.types"
-WITHOUT_TORCH = ("server", "client", "cli", "tokenizer", "config", "machine", "plugins", "errors")
+WITHOUT_TORCH = ("server", "client", "cli", "tokenizer", "config", "plugins", "errors")
 WITHOUT_TORCH_MODULES = (
     ENGINE_WORDS,
     "leadline.engine.scheduler",

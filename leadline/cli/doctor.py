@@ -12,7 +12,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from leadline import __version__, machine
+from leadline import __version__
+from leadline.checkpoint.machine import Machine, read_machine
+from leadline.cli import hardware
 
 # The PyTorch versions the tests were run with; older ones are refused by the package, newer ones are likely to work.
 TESTED_TORCH = ((2, 11), (2, 13))
@@ -50,14 +52,15 @@ def doctor(*, json_output: Annotated[bool, Parameter(name="--json", negative="")
 
 
 def examine(port: int) -> list[Finding]:
+    machine = read_machine()
     return [
         Finding("leadline", "ok", __version__),
         Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         _torch(),
         _processor(),
-        _memory(),
+        _memory(machine),
         _disk(),
-        _gpu(),
+        _gpu(machine),
         _compiler(),
         *(_extra(name) for name in EXTRAS),
         _embedded(),
@@ -77,43 +80,41 @@ def _torch() -> Finding:
 
 
 def _processor() -> Finding:
-    sets = machine.instruction_sets()
-    value = f"{machine.processor()}, {machine.cores()} cores: {' '.join(sets) or 'no vector extensions known'}"
+    sets = hardware.instruction_sets()
+    value = f"{hardware.processor()}, {hardware.cores()} cores: {' '.join(sets) or 'no vector extensions known'}"
     if {"avx2", "asimd"} & set(sets):
         return Finding("processor", "ok", value)
     return Finding("processor", "limited", value, "no AVX2 or Advanced SIMD was found: matrix products are slow")
 
 
-def _memory() -> Finding:
-    memory = machine.memory()
-    value = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available"
-    if memory.available >= GIB:
+def _memory(machine: Machine) -> Finding:
+    value = f"{machine.memory / GIB:.1f} GiB may be used: {machine.memory_reason}"
+    if machine.memory >= GIB:
         return Finding("memory", "ok", value)
     return Finding("memory", "limited", value, "`leadline plan --model ...` says what fits")
 
 
 def _disk() -> Finding:
-    free = machine.disk_free(Path.home())
+    free = hardware.disk_free(Path.home())
     value = f"{free / GIB:.1f} GiB free in {Path.home()}"
     if free >= 40 * GIB:
         return Finding("disk", "ok", value)
     return Finding("disk", "limited", value, "DeepSeek-V2-Lite's weights take 29.3 GiB, V2's 439 GiB")
 
 
-def _gpu() -> Finding:
-    found = machine.gpus()
-    if not found:
+def _gpu(machine: Machine) -> Finding:
+    if not machine.gpus:
         return Finding("gpu", "missing", "none", "nvidia-smi lists no GPU; models run on the processor")
-    value = ", ".join(f"{gpu.name} {gpu.memory / GIB:.0f} GiB (driver {gpu.driver})" for gpu in found)
+    value = ", ".join(f"{gpu.name}, {gpu.free / GIB:.0f} of {gpu.total / GIB:.0f} GiB free" for gpu in machine.gpus)
     if "+cpu" in (_version("torch") or ""):
         return Finding("gpu", "limited", value, "the installed torch is built for the CPU: make clean setup TORCH=cuda")
     return Finding("gpu", "ok", value)
 
 
 def _compiler() -> Finding:
-    found = machine.compiler()
+    found = hardware.compiler()
     if found is None:
-        return Finding("compiler", "missing", "none", f"none of {', '.join(machine.COMPILERS)} is on the path")
+        return Finding("compiler", "missing", "none", f"none of {', '.join(hardware.COMPILERS)} is on the path")
     return Finding("compiler", "ok", found)
 
 
@@ -135,7 +136,7 @@ def _embedded() -> Finding:
 
 
 def _port(port: int) -> Finding:
-    if machine.port_free(port):
+    if hardware.port_free(port):
         return Finding("port", "ok", f"{port} is free")
     return Finding("port", "limited", f"{port} is in use", "choose another: leadline serve --port ...")
 

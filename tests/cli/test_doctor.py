@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from leadline import machine
-from leadline.cli import doctor, run
+from leadline.checkpoint.machine import Gpu, Machine
+from leadline.cli import doctor, hardware, run
 
 
 def finding(name: str, port: int = 0) -> doctor.Finding:
@@ -49,20 +49,19 @@ def test_torch_outside_the_tested_range(monkeypatch: pytest.MonkeyPatch, version
 
 
 def test_a_gpu_that_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: (machine.Gpu("H200", 139 << 30, "570.1"),))
+    gpu = Gpu("H200", 139 << 30, 100 << 30)
+    monkeypatch.setattr(doctor, "read_machine", lambda: Machine(1 << 36, "free memory", (gpu,)))
     monkeypatch.setattr(doctor, "_version", lambda package: "2.13.0+cpu")
-    assert finding("gpu").state == "limited"
-    assert "H200 139 GiB" in finding("gpu").value
+    assert finding("gpu") == doctor.Finding("gpu", "limited", "H200, 100 of 139 GiB free", finding("gpu").advice)
     monkeypatch.setattr(doctor, "_version", lambda package: "2.13.0")
     assert finding("gpu").state == "ok"
 
 
 def test_a_poor_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(2 << 30, 1 << 29))
-    monkeypatch.setattr(machine, "compiler", lambda: None)
-    monkeypatch.setattr(machine, "gpus", tuple)
-    monkeypatch.setattr(machine, "instruction_sets", tuple)
-    monkeypatch.setattr(machine, "disk_free", lambda path: 1 << 30)
+    monkeypatch.setattr(doctor, "read_machine", lambda: Machine(1 << 29, "free memory"))
+    monkeypatch.setattr(hardware, "compiler", lambda: None)
+    monkeypatch.setattr(hardware, "instruction_sets", tuple)
+    monkeypatch.setattr(hardware, "disk_free", lambda path: 1 << 30)
     states = {each.name: each.state for each in doctor.examine(0)}
     assert states["memory"] == states["disk"] == states["processor"] == "limited"
     assert states["compiler"] == states["gpu"] == "missing"
