@@ -1,0 +1,122 @@
+"""The application: an engine and a tokenizer behind the OpenAI API, with /health and /metrics.
+
+`create_app` never loads a model and never imports torch: it takes any `EngineProtocol`. The app owns the engine from
+then on and closes it when the server stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from leadline import __version__
+from leadline.engine.types import EngineProtocol
+from leadline.errors import EngineDead
+from leadline.server import errors
+from leadline.server.completion import CompletionService
+from leadline.server.hosts import LoopbackGuard
+from leadline.server.metrics import CONTENT_TYPE, Metrics
+from leadline.server.openai import PREFIXES, build_router
+from leadline.server.settings import ServerSettings
+from leadline.tokenizer import Tokenizer
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # a label takes no word of a client's choosing
+DISCLAIMER = "An independent implementation of DeepSeek-V2. Not affiliated with DeepSeek."
+
+
+def create_app(engine: EngineProtocol, tokenizer: Tokenizer, settings: ServerSettings | None = None) -> FastAPI:
+    settings = settings or ServerSettings()
+    metrics = Metrics(engine)
+    service = CompletionService(engine, tokenizer, settings, metrics)
+    app = FastAPI(
+        title="leadline",
+        description=DISCLAIMER,
+        version=__version__,
+        lifespan=_closing(engine),
+        docs_url=None,  # the documentation page would load its scripts from another host
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    errors.install(app, settings.retry_after_seconds)
+    _add_pages(app, service)
+    router = build_router(service)
+    for prefix in PREFIXES:
+        app.include_router(router, prefix=prefix)
+    app.add_middleware(LoopbackGuard, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(RequestContext, metrics=metrics)
+    return app
+
+
+def _add_pages(app: FastAPI, service: CompletionService) -> None:
+    @app.api_route("/", methods=["GET", "HEAD"])
+    async def index() -> Response:
+        return errors.json_response(
+            {
+                "name": "leadline",
+                "version": __version__,
+                "model": service.model,
+                "about": DISCLAIMER,
+                "links": {"api": "/v1", "models": "/v1/models", "health": "/health", "metrics": "/metrics"},
+            }
+        )
+
+    @app.api_route("/health", methods=["GET", "HEAD"])
+    async def health() -> Response:
+        if not service.engine.stats().alive:
+            raise EngineDead("the engine has stopped; restart the server")
+        return errors.json_response({"status": "ok"})
+
+    @app.api_route("/metrics", methods=["GET", "HEAD"])
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+
+
+class RequestContext:
+    """The outermost middleware: a request id on every answer, a count of it, and a JSON 500 for a fault of ours."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = f"req_{uuid.uuid4().hex}".encode("ascii")
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id)]}
+                self._count(scope, message["status"])
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as error:
+            if started:
+                raise  # uvicorn logs it and cuts the connection, which is all that can still be said
+            await errors.error_response(errors.fault(error))(scope, receive, send_with_id)
+
+    def _count(self, scope: Scope, status: int) -> None:
+        path = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self.metrics.responses.labels(method, path, str(status)).inc()
+
+
+def _closing(engine: EngineProtocol) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await engine.close()
+
+    return lifespan

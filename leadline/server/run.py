@@ -1,0 +1,89 @@
+"""Running an app with uvicorn: the port first, then the model, then the requests.
+
+The socket is bound before the slow part, so that a port in use is said at once, and listens only when the app can answer.
+A first SIGTERM or Ctrl-C lets running answers finish for `grace` seconds; a second one leaves at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import socket
+from collections.abc import Callable, Generator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from leadline.errors import ConfigError
+
+IDLE_SECONDS = 75  # a kept connection is closed after: longer than common clients and proxies keep theirs
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet; port 0 takes any free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise ConfigError(_why_not(error, host, port), param="port") from None
+    return sock
+
+
+def url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """`ready` is called once requests are answered."""
+
+    def __init__(self, app: ASGIApp, *, ready: Callable[[], None], grace: int) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+                timeout_keep_alive=IDLE_SECONDS,
+                timeout_graceful_shutdown=grace,
+            )
+        )
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+def serve_app(app: ASGIApp, sock: socket.socket, *, ready: Callable[[], None], grace: int = 30) -> None:
+    """Serve until a signal comes; returns when every answer has ended or the grace is over."""
+    with _quiet_end():
+        Server(app, ready=ready, grace=grace).run(sockets=[sock])
+
+
+@contextlib.contextmanager
+def _quiet_end() -> Generator[None, None, None]:
+    """uvicorn raises the signal that stopped it once more at its end; by then there is nothing left to stop."""
+    before: Any = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _why_not(error: OSError | OverflowError, host: str, port: int) -> str:
+    if isinstance(error, OverflowError):
+        return f"--port {port}: a port lies between 0 and 65535"
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use; choose another with --port"
+    return f"cannot listen on {host}, port {port}: {error.strerror}"

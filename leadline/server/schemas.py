@@ -1,0 +1,84 @@
+"""Request bodies of the OpenAI API. Types are strict, ranges are `SamplingParams`' to check, unknown fields accepted.
+
+Contents and prompts stay `Any` here: they are checked where they are taken apart, with an error that names the part.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+INT64 = 1 << 63
+
+Int = Annotated[int, Field(ge=-INT64, lt=INT64)]
+Count = Annotated[int, Field(ge=0, lt=INT64)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+
+class StreamOptions(Schema):
+    include_usage: bool | None = None
+
+
+class ChatMessage(Schema):
+    role: str
+    content: Any = None
+    prefix: bool | None = None
+    tool_calls: list[Any] | None = None
+    function_call: Any = None
+
+
+class Sampling(Schema):
+    """What both endpoints share. None is the model's default."""
+
+    model: str | None = None
+    max_tokens: Count | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: Int | None = None
+    min_p: Number | None = None
+    repetition_penalty: Number | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    logit_bias: dict[str, Number] | None = None
+    seed: Int | None = None
+    n: Count | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    min_tokens: Count | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user_id: str | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream and self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(Sampling):
+    messages: list[ChatMessage]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Count | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+
+
+class CompletionRequest(Sampling):
+    prompt: Any  # text, ids, or a list of either
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: Count | None = None
+    response_format: dict[str, Any] | None = None
+    parse_special: bool | None = None

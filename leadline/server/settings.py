@@ -1,0 +1,26 @@
+"""What the server is told at its start. Frozen: a running server never changes its mind."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from leadline.engine.types import SamplingParams
+
+MIB = 1 << 20
+
+# The only names a browser on this machine can have meant; any other Host is another site's name rebound to loopback.
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """`defaults` holds the model's own sampling defaults (generation_config.json); OpenAI's where it has none."""
+
+    defaults: SamplingParams = SamplingParams()
+    aliases: tuple[str, ...] = ("deepseek-chat", "deepseek-coder")  # accepted in requests; answers carry the real name
+    owned_by: str = "leadline"
+    allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
+    max_body_bytes: int = 32 * MIB
+    max_choices: int = 128  # prompts times n of one request
+    keep_alive_seconds: float = 15.0  # silence after which a waiting client hears that it is still being served
+    retry_after_seconds: int = 1

@@ -1,0 +1,22 @@
+"""One tokenizer and one fast server for all tests here; tests that need another engine start their own."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from leadline.engine.fake import FakeEngine
+from leadline.tokenizer import Tokenizer
+from tests.fixtures_server import LiveServer, live_server, small_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def server(tokenizer: Tokenizer) -> Generator[LiveServer, None, None]:
+    with live_server(FakeEngine(tokenizer, context_length=512)) as live:
+        yield live
