@@ -6,14 +6,15 @@ order always give the same files.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
-from leadline.errors import ConfigError
+from leadline.errors import ConfigError, ResourceError
 from leadline.tokenizer.control import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 from leadline.tokenizer.pretokenizer import v2_pre_tokenizer
 from leadline.tokenizer.template import V2_JINJA
@@ -59,9 +60,8 @@ def train_bpe(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "tokenizer.json", tokenizer.to_str(pretty=True))
-    _write(out / "tokenizer_config.json", json.dumps(_tokenizer_config(model_max_length), ensure_ascii=False, indent=2))
+    config = json.dumps(_tokenizer_config(model_max_length), ensure_ascii=False, indent=2)
+    _write(out, {"tokenizer.json": tokenizer.to_str(pretty=True), "tokenizer_config.json": config})
     return tokenizer
 
 
@@ -86,8 +86,18 @@ def _added_token(content: str) -> dict[str, object]:
     return {"__type": "AddedToken", "content": content, **flags}
 
 
-def _write(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+def _write(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write each file whole or none of them."""
+    partial = {folder / name: folder / f"{name}.partial" for name in texts}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(partial.values(), texts.values(), strict=True):
+            path.write_text(text + "\n", encoding="utf-8")
+        for final, path in partial.items():
+            path.replace(final)
+    except OSError as error:
+        raise ResourceError(f"{folder}: the tokenizer could not be written: {error.strerror}") from None
+    finally:
+        for path in partial.values():
+            with contextlib.suppress(OSError):
+                path.unlink()

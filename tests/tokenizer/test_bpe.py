@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from leadline.errors import ConfigError
+from leadline.errors import ConfigError, ResourceError
 from leadline.tokenizer import Tokenizer, train_bpe
 from leadline.tokenizer.bpe import v2_pipeline
 from tests.fixtures_tokenizer import SAMPLE, fuzz_text, make_tiny_tokenizer, official_folder
@@ -53,6 +53,16 @@ def test_the_smallest_vocabulary_is_all_bytes(tmp_path: Path) -> None:
     assert sorted(tokenizer.token_bytes(i) for i in range(2, 258)) == [bytes([byte]) for byte in range(256)]
     with pytest.raises(ConfigError, match="vocab_size must be at least 258"):
         train_bpe([], 257, tmp_path)
+
+
+def test_nothing_half_written_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(ResourceError, match="could not be written: File exists"):
+        train_bpe([], 258, tmp_path / "file")
+    (tmp_path / "out" / "tokenizer_config.json.partial").mkdir(parents=True)
+    with pytest.raises(ResourceError, match="could not be written: Is a directory"):
+        train_bpe([], 258, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tokenizer_config.json.partial"]
 
 
 def test_words_are_learned_and_digits_stay_single(tiny: Tokenizer) -> None:
