@@ -160,7 +160,7 @@ class BlockManager:
         blank, idle = set(self._blank), set(self._idle)
         held = {page for page in range(self.pages) if self._references[page] > 0}
         assert len(blank) == len(self._blank), "a page is blank twice"
-        assert not (blank & idle or blank & held or idle & held), "a page is in two states"
+        assert len(blank | idle | held) == len(blank) + len(idle) + len(held), "a page is in two states"
         assert len(blank) + len(idle) + len(held) == self.pages, "a page is lost"
         assert all(self._keys[page] is None for page in blank)
         assert all(self._keys[page] is not None for page in idle)

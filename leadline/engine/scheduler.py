@@ -23,18 +23,18 @@ from leadline.errors import ConfigError, EngineOverloaded
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """`max_batched_tokens` bounds a pass, `max_num_seqs` the running sequences, `max_waiting` the queue."""
+    """`max_num_batched_tokens` bounds a pass, `max_num_seqs` the running sequences, `max_waiting` the queue."""
 
     max_num_seqs: int = 64
-    max_batched_tokens: int = 2048
+    max_num_batched_tokens: int = 1024
     max_waiting: int = 1024
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1 or self.max_waiting < 1:
             raise ConfigError("max_num_seqs and max_waiting must be at least 1")
-        if self.max_batched_tokens < self.max_num_seqs:
+        if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
-                f"max_batched_tokens {self.max_batched_tokens} is less than max_num_seqs {self.max_num_seqs}: "
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is less than max_num_seqs {self.max_num_seqs}: "
                 f"every running sequence needs a token a pass"
             )
 
@@ -122,7 +122,7 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch:
         """Choose the next pass and make room for it in the cache."""
         self._give_way()
-        budget = self.config.max_batched_tokens
+        budget = self.config.max_num_batched_tokens
         chunks = self._decodes()
         budget -= len(chunks)
         for sequence in self.running:

@@ -63,6 +63,7 @@ class Sequence:
         self.eos_ids = frozenset() if request.params.ignore_eos else eos_ids
         self.stop_ids = frozenset(request.params.stop_token_ids)
         self.seed = secrets.randbits(64) if request.params.seed is None else request.params.seed
+        self.plain = _plain(request.params)
         self.leader: Sequence | None = None  # the sibling whose prompt pages this one waits for
         self.constraint: Any = None  # the grammar's state, a sampler.Constraint
         # the scheduler's
@@ -177,6 +178,13 @@ def make_sequences(
     for sibling in sequences[1:]:
         sibling.leader = sequences[0]
     return sequences
+
+
+def _plain(params: SamplingParams) -> bool:
+    """Whether these parameters always choose the likeliest token of the untouched row."""
+    adjusted = params.logit_bias or params.grammar is not None or params.logprobs is not None
+    penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+    return params.greedy and penalties == (1.0, 0.0, 0.0) and not adjusted
 
 
 def _decoder(params: SamplingParams, vocabulary: ByteVocabulary) -> StreamDecoder:
