@@ -56,8 +56,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a folder, a hub id (`org/name`, `modelscope:org/name`) or, for None, the model that ships with leadline.
 
-    `max_model_len` None is the longest context that fits, at most the advertised one. `max_memory` bounds weights, cache
-    and activations together. Raises `CheckpointError`, `TokenizerError`, `ModelNotFound` or `ResourceError`.
+    `max_model_len` None is the longest context that fits, at most the advertised one. `max_memory` bounds weights,
+    cache and activations together. Raises `CheckpointError`, `TokenizerError`, `ModelNotFound` or `ResourceError`.
     """
     source = find_source(model)
     config = source.read_config()

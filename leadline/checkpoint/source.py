@@ -26,6 +26,11 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def download_folder(self) -> Path | None:
+        """Where `fetch` would put the weights; None when they are on this machine already."""
+        ...
+
     def read_config(self) -> ModelConfig: ...
 
     def fetch(self, *, progress: bool | None = None) -> Path:
@@ -39,6 +44,10 @@ class Folder:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
         self.name = name or path.resolve().name
+
+    @property
+    def download_folder(self) -> Path | None:
+        return None
 
     def read_config(self) -> ModelConfig:
         return ModelConfig.from_folder(self.path)

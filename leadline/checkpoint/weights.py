@@ -10,10 +10,8 @@ staging block is ever held: bytes of the wanted type are read into the parameter
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,14 +20,13 @@ from torch import Tensor, nn
 
 from leadline.checkpoint.folder import weight_entries
 from leadline.checkpoint.names import place
+from leadline.checkpoint.progress import progress_bar
 from leadline.checkpoint.safetensors import ITEM_BYTES, Entry, read_into
 from leadline.errors import CheckpointError
 from leadline.model.config import ModelConfig
 from leadline.model.transformer import DeepseekV2
 
 BLOCK_BYTES = 16 << 20
-BAR_FROM_BYTES = 1 << 30
-"""A load smaller than this is over before a progress bar could be read."""
 
 
 def load_weights(
@@ -102,19 +99,3 @@ def _check_range(part: Tensor, entry: Entry) -> None:
     """float16 ends at 65,504: a weight beyond it would become infinite without a word."""
     if part.dtype == torch.float16 and not bool(part.isfinite().all()):
         raise CheckpointError(f"{entry.path}: {entry.name} holds values that float16 cannot; take bfloat16 or float32")
-
-
-@contextlib.contextmanager
-def progress_bar(title: str, total: int, wanted: bool | None) -> Iterator[Callable[[int], None]]:
-    """A function to call with each number of bytes done; nothing is shown off a terminal unless asked for."""
-    shown = sys.stderr.isatty() and total >= BAR_FROM_BYTES if wanted is None else wanted
-    if not shown:
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda done: bar.advance(task, done)
