@@ -3,10 +3,11 @@
 from leadline.tokenizer.bpe import train_bpe
 from leadline.tokenizer.control import Control, Segment
 from leadline.tokenizer.stream import StopMatcher, StreamDecoder
-from leadline.tokenizer.template import ChatTemplate, Message, register
+from leadline.tokenizer.template import TEMPLATES, ChatTemplate, Message
 from leadline.tokenizer.tokenizer import Prompt, Tokenizer
 
 __all__ = [
+    "TEMPLATES",
     "ChatTemplate",
     "Control",
     "Message",
@@ -15,6 +16,5 @@ __all__ = [
     "StopMatcher",
     "StreamDecoder",
     "Tokenizer",
-    "register",
     "train_bpe",
 ]

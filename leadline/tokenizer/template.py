@@ -9,6 +9,7 @@ none is an error, never V2's by default.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal, NoReturn
 
@@ -16,6 +17,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from leadline.errors import InvalidRequest
+from leadline.plugins import Registry
 from leadline.tokenizer.control import ASSISTANT, USER, Control, Segment, as_text
 
 ROLES = ("system", "user", "assistant")
@@ -86,23 +88,19 @@ class ChatTemplate:
         return [message.content, self.system_after] if self.system == "in place" else []
 
 
-# The registry: a plugin's template joins it through `register`.
-TEMPLATES = {
-    template.name: template
-    for template in (
-        ChatTemplate("deepseek-v2", ("User: ", "\n\n"), "Assistant: ", "Assistant:", system_after="\n\n"),
-        ChatTemplate("deepseek-v2.5", (Control(USER), ""), Control(ASSISTANT), Control(ASSISTANT), system="last"),
-        ChatTemplate(
-            "deepseek-v2.5-joined", (Control(USER), ""), Control(ASSISTANT), Control(ASSISTANT), system="joined"
-        ),
-    )
-}
+V2 = ChatTemplate("deepseek-v2", ("User: ", "\n\n"), "Assistant: ", "Assistant:", system_after="\n\n")
+V25 = ChatTemplate("deepseek-v2.5", (Control(USER), ""), Control(ASSISTANT), Control(ASSISTANT), system="last")
+V25_JOINED = dataclasses.replace(V25, name="deepseek-v2.5-joined", system="joined")
 
-
-def register(template: ChatTemplate) -> None:
-    """Make another template known, under its name and to `recognise`."""
-    TEMPLATES[template.name] = template
-
+TEMPLATES: Registry[ChatTemplate] = Registry(
+    "leadline.templates",
+    "chat template",
+    {
+        "deepseek-v2": "leadline.tokenizer.template:V2",
+        "deepseek-v2.5": "leadline.tokenizer.template:V25",
+        "deepseek-v2.5-joined": "leadline.tokenizer.template:V25_JOINED",
+    },
+)
 
 # Conversations that tell templates apart: order of roles, several system messages, whitespace, reasoning marks.
 _PROBES: tuple[tuple[tuple[tuple[str, str], ...], bool], ...] = (
@@ -120,14 +118,14 @@ def recognise(source: str, bos: str, eos: str) -> ChatTemplate | None:
         rendered = [_render_jinja(source, probe, bos, eos, generate) for probe, generate in _PROBES]
     except Exception:  # foreign source: whatever it runs into, it is not a template known here
         return None
-    for template in TEMPLATES.values():
-        texts = [
-            as_text(template.segments([Message(*pair) for pair in probe], bos, eos, generate=generate))
-            for probe, generate in _PROBES
-        ]
-        if texts == rendered:
-            return template
-    return None
+    others = map(TEMPLATES.load, TEMPLATES.names())
+    known = itertools.chain((V2, V25, V25_JOINED), others)
+    return next((template for template in known if _render(template, bos, eos) == rendered), None)
+
+
+def _render(template: ChatTemplate, bos: str, eos: str) -> list[str]:
+    probes = [([Message(*pair) for pair in probe], generate) for probe, generate in _PROBES]
+    return [as_text(template.segments(messages, bos, eos, generate=generate)) for messages, generate in probes]
 
 
 def _render_jinja(source: str, probe: tuple[tuple[str, str], ...], bos: str, eos: str, generate: bool) -> str:

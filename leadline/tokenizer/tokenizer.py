@@ -68,7 +68,7 @@ class Tokenizer:
         """Read and check a folder's tokenizer; `chat_template` names a known template to use instead of its own."""
         tokenizer = cls(read_files(Path(folder)))
         if chat_template is not None:
-            tokenizer._template = _known_template(chat_template)
+            tokenizer._template = template.TEMPLATES.load(chat_template)
         tokenizer.check()
         return tokenizer
 
@@ -199,7 +199,7 @@ class Tokenizer:
             return "no chat template; it can complete text, or name a template with --chat-template"
         known = template.recognise(source, self.bos_token, self.eos_token)
         if known is None:
-            return f"unknown chat template; known are {', '.join(template.TEMPLATES)} (--chat-template)"
+            return f"unknown chat template; known are {', '.join(template.TEMPLATES.names())} (--chat-template)"
         return known
 
     @property
@@ -252,12 +252,6 @@ def _joined(segments: Sequence[Segment]) -> Iterator[Segment]:
             yield from group
         elif text := "".join(str(part) for part in group):
             yield text
-
-
-def _known_template(name: str) -> template.ChatTemplate:
-    if name not in template.TEMPLATES:
-        raise TokenizerError(f"unknown chat template {name!r}; known are {', '.join(template.TEMPLATES)}")
-    return template.TEMPLATES[name]
 
 
 def _check_unicode(text: str) -> None:
