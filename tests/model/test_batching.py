@@ -6,6 +6,7 @@ In float64 every way to compute a sequence agrees to rounding; in float32 the gr
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import hypothesis
 import pytest
@@ -70,7 +71,7 @@ def test_documents_packed_together_do_not_see_each_other(config: ModelConfig) ->
 @pytest.mark.parametrize("config", [TINY_V2, TINY_GQA], ids=["v2", "gqa"])
 def test_any_schedule_of_sequences_gives_each_its_own_result(config: ModelConfig, data: st.DataObject) -> None:
     """Sequences advance by any number of tokens in any company, their pages anywhere in the cache."""
-    model = _model(config)
+    model = float64_model(config)
     lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4), label="lengths")
     tokens = [sample_tokens(config, length, seed) for seed, length in enumerate(lengths)]
     page_size = data.draw(st.sampled_from([1, 4, 16]), label="page size")
@@ -93,13 +94,9 @@ def test_any_schedule_of_sequences_gives_each_its_own_result(config: ModelConfig
         assert relative_error(torch.cat(parts), expanded(model, tokens[s])) < 1e-12
 
 
-_models: dict[ModelConfig, DeepseekV2] = {}
-
-
-def _model(config: ModelConfig) -> DeepseekV2:
-    if config not in _models:
-        _models[config] = build(config, torch.float64)
-    return _models[config]
+@functools.cache
+def float64_model(config: ModelConfig) -> DeepseekV2:
+    return build(config, torch.float64)
 
 
 def test_a_pass_writes_its_own_slots_only() -> None:
