@@ -1,8 +1,8 @@
 """The engine's nouns: what a request is, what comes back, what an engine can be asked.
 
-Everything here is a frozen dataclass of numbers, strings, bytes and tuples, so that a request pickles and the engine can
-live in another thread, another process or on another machine. Nothing here imports torch: the server, the client and
-the command line see this module and the tokenizer, never the engine itself.
+Everything here is a frozen dataclass of numbers, strings, bytes and tuples, so that a request pickles and the engine
+can live in another thread, another process or on another machine. Nothing here imports torch: the server, the client
+and the command line see this module and the tokenizer, never the engine itself.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Grammar:
 class SamplingParams:
     """How the next token is chosen and when to stop. Names and meanings are OpenAI's and vLLM's.
 
-    `temperature` 0 is greedy. `max_tokens` None means: until the context is full. `logprobs` None means none, 0 the chosen
-    token's only, k its and the k likeliest's. `seed` fixes a request's random numbers whatever else is being served.
+    `temperature` 0 is greedy. `max_tokens` None means: until the context is full. `logprobs` None means none, 0 the
+    chosen token's only, k its and the k likeliest's. `seed` fixes a request's random numbers whatever else is being
+    served.
     """
 
     temperature: float = 1.0
@@ -110,7 +111,7 @@ class EngineRequest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One position's log-probability; `top` holds the likeliest tokens, best first. `text_bytes` is the token's bytes."""
+    """One position's log-probability; `top` holds the likeliest tokens, best first; `text_bytes` is the token's."""
 
     token_id: int
     text_bytes: bytes
@@ -183,7 +184,7 @@ class EngineStats:
 
 class EngineProtocol(Protocol):
     """In process, over HTTP, or a fake for tests. `submit` checks the request before it returns its first output and
-    raises `InvalidRequest` or a subclass; leaving the iterator early, or `cancel`, frees the sequence within two steps."""
+    raises `InvalidRequest` or a subclass; leaving the iterator early, or `cancel`, frees the sequence in two steps."""
 
     @property
     def info(self) -> EngineInfo: ...
@@ -208,6 +209,7 @@ class CompletionOutput:
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     routed_experts: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """MHA, GQA and MQA: the paper's ablations (appendix D, table 1) and the dense baselines (DeepSeek 7B and 67B, MoE-16B).
 
-One module: `num_key_value_heads` G equal to the heads is MHA, 1 is MQA, between them GQA. Keys and values are cached whole,
-2 G d_h elements a token and layer.
+One module: `num_key_value_heads` G equal to the heads is MHA, 1 is MQA, between them GQA. Keys and values are cached
+whole, 2 G d_h elements a token and layer.
 
 Shapes: T tokens, D hidden, H heads, G key heads, K head width.
 """

@@ -1,7 +1,7 @@
 """Auxiliary losses for load balance (section 2.2.3).
 
-Each is computed per sequence and averaged over the sequences of the pass, added to the loss explicitly, and differentiable through
-the affinities only. Pads do not exist here: tokens are flat.
+Each is computed per sequence and averaged over the sequences of the pass, added to the loss explicitly, and
+differentiable through the affinities only. Pads do not exist here: tokens are flat.
 
 Shapes: T tokens, S sequences, E routed experts, G device groups, K experts a token.
 """
@@ -54,7 +54,9 @@ def devices_reached(expert_ids_TK: Tensor, ids_T: Tensor, sequences: int, expert
     return mean_affinity(sent_TG, ids_T, sequences)
 
 
-def balance_loss(routing: Routing, ids_T: Tensor, sequences: int, config: ModelConfig, balance: BalanceConfig) -> Tensor:
+def balance_loss(
+    routing: Routing, ids_T: Tensor, sequences: int, config: ModelConfig, balance: BalanceConfig
+) -> Tensor:
     """One layer's a1 L_ExpBal + a2 L_DevBal + a3 L_CommBal (eq. 23, 26, 29), a scalar."""
     experts, groups = routing.scores_TE.shape[1], config.n_group
     p_SE = mean_affinity(routing.scores_TE, ids_T, sequences)

@@ -1,7 +1,7 @@
 """ForwardBatch: where each token of one pass sits.
 
-Tokens are flat, (T,): the chunks of S sequences laid end to end, no padding. Everything a layer needs to know about them
-is here and is passed explicitly. Two kinds:
+Tokens are flat, (T,): the chunks of S sequences laid end to end, no padding. Everything a layer needs to know about
+them is here and is passed explicitly. Two kinds:
 
 * `ForwardBatch.packed`: training and scoring. The whole context is in this pass; attention stays within a document.
 * `ForwardBatch.paged`: the engine. Each sequence's earlier tokens are in the cache's pages, and this pass's rows are

@@ -1,7 +1,7 @@
 """The paged cache: what attention keeps of each token (sections 2.1.2, 2.1.4, 3.2.3).
 
-For MLA a row is (c_KV ; k_R): the normed latent, 512 wide, and the roped shared key, 64 wide, its pairs interleaved as in the
-published weights. 31,104 bytes a token for V2-Lite and 69,120 for V2 in bf16. Nothing per head is ever stored.
+For MLA a row is (c_KV ; k_R): the normed latent, 512 wide, and the roped shared key, 64 wide, its pairs interleaved as
+in the published weights. 31,104 bytes a token for V2-Lite and 69,120 for V2 in bf16. Nothing per head is ever stored.
 
 Invariant: a page holds `page_size` rows of one sequence in ascending order; which pages belong to whom is the block
 manager's business, not the cache's.

@@ -1,8 +1,8 @@
 """ModelConfig: the fields of the hub's `config.json`, the presets, and every size that follows from them.
 
-Reads both spellings (transformers 4: `rope_theta` + `rope_scaling`; 5: `rope_parameters`). Nothing is guessed: a field that
-would change the numbers and that we do not implement is an error, never ignored. No torch here: `leadline plan` knows the
-exact bytes of a model from this file alone.
+Reads both spellings (transformers 4: `rope_theta` + `rope_scaling`; 5: `rope_parameters`). Nothing is guessed: a field
+that would change the numbers and that we do not implement is an error, never ignored. No torch here: `leadline plan`
+knows the exact bytes of a model from this file alone.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from leadline.errors import CheckpointError
+
+Architecture = Literal["deepseek_v2", "deepseek", "llama"]
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
 
@@ -47,7 +49,7 @@ class ModelConfig:
     """Field names are the hub's. `kv_lora_rank` None means plain MHA, GQA or MQA by `num_key_value_heads`;
     `n_routed_experts` None means a dense FFN in every layer."""
 
-    model_type: Literal["deepseek_v2", "deepseek", "llama"] = "deepseek_v2"
+    model_type: Architecture = "deepseek_v2"
     vocab_size: int = 102400
     hidden_size: int = 2048
     intermediate_size: int = 10944
@@ -127,7 +129,7 @@ class ModelConfig:
         theta, yarn = _rope(raw)
         dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16").removeprefix("torch.")
         try:
-            config = ModelConfig(model_type=model_type, rope_theta=theta, yarn=yarn, dtype=dtype, **values)  # type: ignore[arg-type]
+            config = ModelConfig(model_type=model_type, rope_theta=theta, yarn=yarn, dtype=dtype, **values)
             config.validate()
         except TypeError as error:
             raise CheckpointError(f"a field has the wrong type: {error}") from None
@@ -207,7 +209,7 @@ class ModelConfig:
     @property
     def softmax_scale(self) -> float:
         """(d_h + d_h^R)^-0.5 times YaRN's mscale squared, from `mscale_all_dim`: 0.1147213868 for V2 and V2-Lite."""
-        scale = self.qk_head_dim**-0.5
+        scale: float = self.qk_head_dim**-0.5
         if self.yarn is not None and self.yarn.mscale_all_dim:
             scale *= yarn_mscale(self.yarn.factor, self.yarn.mscale_all_dim) ** 2
         return scale
@@ -266,14 +268,14 @@ class ModelConfig:
         return layers + embeddings + self.hidden_size
 
 
-def _architecture(raw: Mapping[str, Any]) -> Literal["deepseek_v2", "deepseek", "llama"]:
+def _architecture(raw: Mapping[str, Any]) -> Architecture:
     names = raw.get("architectures") or []
     kinds = {ARCHITECTURES.get(name) for name in names} or {raw.get("model_type")}
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind not in ("deepseek_v2", "deepseek", "llama"):
         shown = ", ".join(map(str, names)) or raw.get("model_type") or "unnamed"
         raise CheckpointError(f"architecture {shown} is not one of {', '.join(ARCHITECTURES)}")
-    return kind
+    return cast(Architecture, kind)
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Multi-head latent attention (section 2.1, appendix C).
 
-Hidden states are compressed to a latent c_KV of width C, from which keys and values of every head are linear; one roped key
-k_R is shared by all heads. Both forms below use the same weights and the same scale, (d_h + d_h^R)^-0.5 times YaRN's mscale squared:
+Hidden states are compressed to a latent c_KV of width C, from which keys and values of every head are linear; one roped
+key k_R is shared by all heads. Both forms below use the same weights and the same scale, (d_h + d_h^R)^-0.5 times
+YaRN's mscale squared:
 
 * expanded: keys and values of each head are made. For passes without a cache: training, scoring.
 * absorbed: queries are moved into the latent's space instead. With a cache, for every token, prompt or generated.

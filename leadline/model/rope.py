@@ -1,7 +1,7 @@
 """Rotary position embedding on the decoupled key (section 2.1.3) and YaRN (section 3.1.4).
 
-Invariant: angles, cosines and sines are float32 whatever the model's dtype; bf16 angles lose long positions. YaRN changes
-the frequencies at every position, there is no switch at the original length.
+Invariant: angles, cosines and sines are float32 whatever the model's dtype; bf16 angles lose long positions. YaRN
+changes the frequencies at every position, there is no switch at the original length.
 
 Shapes: T tokens, P = rotary width / 2 frequencies.
 """
@@ -26,8 +26,8 @@ class Rope:
 
 
 def correction_range(config: YarnConfig, dim: int, theta: float) -> tuple[int, int]:
-    """The frequencies between which YaRN's ramp runs: those that turn `beta_fast` and `beta_slow` times within the original
-    length. 10 and 23 for V2."""
+    """The frequencies between which YaRN's ramp runs: those that turn `beta_fast` and `beta_slow` times within the
+    original length. 10 and 23 for V2."""
 
     def index_of(turns: float) -> float:
         length = config.original_max_position_embeddings
@@ -51,8 +51,8 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def magnitude(config: ModelConfig) -> float:
-    """What cos and sin are multiplied by: m(mscale) / m(mscale_all_dim), exactly 1 for V2. The softmax scale carries the
-    rest (`ModelConfig.softmax_scale`)."""
+    """What cos and sin are multiplied by: m(mscale) / m(mscale_all_dim), exactly 1 for V2. The softmax scale carries
+    the rest (`ModelConfig.softmax_scale`)."""
     if config.yarn is None:
         return 1.0
     yarn = config.yarn

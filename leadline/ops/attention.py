@@ -1,13 +1,15 @@
 """Attention: expanded, within one pass; over pages, absorbed (MLA) or grouped (MHA, GQA, MQA).
 
-Shapes: T tokens of this pass, S sequences, H heads, G key heads, K query and key width, V value width, C latent width, R row of the
-cache, L context length. `starts` are the S + 1 offsets of the sequences in the pass, on the host.
+Shapes: T tokens of this pass, S sequences, H heads, G key heads, K query and key width, V value width, C latent width,
+R row of the cache, L context length. `starts` are the S + 1 offsets of the sequences in the pass, on the host.
 
-Invariant: a query at position p of its sequence sees the keys 0..p of that sequence and nothing else; softmax is float32.
+Invariant: a query at position p of its sequence sees the keys 0..p of that sequence and nothing else; softmax is
+float32.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,7 +42,7 @@ def expanded_attention(q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, starts: Sequ
 
 
 def _spans(starts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    return ((start, end) for start, end in zip(starts, starts[1:], strict=False) if end > start)
+    return ((start, end) for start, end in itertools.pairwise(starts) if end > start)
 
 
 @op
@@ -60,8 +62,8 @@ def causal_softmax_backward(grad_HLL: Tensor, weights_HLL: Tensor, scale: float)
 
 
 class _DocumentAttention(torch.autograd.Function):
-    """A document at a time as three plain GEMMs: on a CPU several times faster backward than SDPA's, whose documents are short
-    in training. The weights are kept: L^2 H elements a document."""
+    """A document at a time as three plain GEMMs: on a CPU several times faster backward than SDPA's, whose documents
+    are short in training. The weights are kept: L^2 H elements a document."""
 
     @staticmethod
     def forward(ctx: Any, q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
@@ -131,12 +133,14 @@ def absorbed_attention(
     value_width: int,
     scale: float,
 ) -> Tensor:
-    """Attention of absorbed queries against cached latents: keys are whole rows, values their first `value_width` columns.
+    """Attention of absorbed queries against cached latents: keys are whole rows, values their first `value_width`
+    columns.
 
-    Returns (T, H, value_width). Every head reads the same rows: multi-query attention over 576 wide keys in V2 (appendix C).
+    Returns (T, H, value_width). Every head reads the same rows: multi-query attention over 576 wide keys in V2
+    (appendix C).
     """
     outputs = []
-    for s, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+    for s, (start, end) in enumerate(itertools.pairwise(starts)):
         wide = accumulate_dtype(q_THR)
         rows_LR = gather_rows(rows_PBR, page_tables_SP[s], context_lens[s]).to(wide)
         scores_THL = q_THR[start:end].to(wide) @ rows_LR.T * scale
@@ -182,7 +186,7 @@ def _absorbed_matmul(
     """Both products as GEMMs over heads x queries in the cache's own type, in blocks of queries; softmax in float32."""
     heads = q_THR.shape[1]
     out_THC = q_THR.new_empty(q_THR.shape[0], heads, value_width)
-    for s, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+    for s, (start, end) in enumerate(itertools.pairwise(starts)):
         rows_LR = gather_rows(rows_PBR, page_tables_SP[s], context_lens[s])
         block = max(1, SCORES_LIMIT // (heads * context_lens[s]))
         for a in range(start, end, block):
@@ -207,7 +211,7 @@ def paged_attention(
     """Attention over cached keys and values of G heads: a row is (k ; v), 2 G K wide. Returns (T, H, K)."""
     heads, width = q_THK.shape[1:]
     outputs = []
-    for s, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+    for s, (start, end) in enumerate(itertools.pairwise(starts)):
         wide = accumulate_dtype(q_THK)
         rows_LR = gather_rows(rows_PBR, page_tables_SP[s], context_lens[s]).to(wide)
         k_LGK, v_LGK = rows_LR.unflatten(-1, (2, -1, width)).unbind(1)

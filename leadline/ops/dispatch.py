@@ -1,8 +1,8 @@
 """The one dispatch point.
 
-An op is a function whose body is its reference: plain PyTorch, differentiable, obviously right. Faster kernels register on it
-with a predicate over the very arguments of the call; the first that accepts, in order of registration with the latest
-first, runs. Nothing else in leadline chooses between implementations.
+An op is a function whose body is its reference: plain PyTorch, differentiable, obviously right. Faster kernels register
+on it with a predicate over the very arguments of the call; the first that accepts, in order of registration with the
+latest first, runs. Nothing else in leadline chooses between implementations.
 
     @op
     def rms_norm(x, weight, eps): ...                 # the reference
@@ -30,7 +30,7 @@ _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("leadline_f
 class Kernel(Generic[P, R]):
     """One implementation: its name, the calls it accepts, the function."""
 
-    def __init__(self, name: str, when: Callable[P, bool], function: Callable[P, R]) -> None:
+    def __init__(self, name: str, when: Callable[..., bool], function: Callable[..., R]) -> None:
         self.name, self.when, self.function = name, when, function
 
 
@@ -56,10 +56,10 @@ class Op(Generic[P, R]):
                 return kernel.function
         return self.reference
 
-    def kernel(self, name: str, *, when: Callable[P, bool]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    def kernel(self, name: str, *, when: Callable[..., bool]) -> Callable[[Callable[..., R]], Callable[..., R]]:
         """Register an implementation for the calls that `when` accepts."""
 
-        def register(function: Callable[P, R]) -> Callable[P, R]:
+        def register(function: Callable[..., R]) -> Callable[..., R]:
             self.kernels.insert(0, Kernel(name, when, function))
             return function
 

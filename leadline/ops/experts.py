@@ -1,6 +1,7 @@
 """Routing and the routed experts (sections 2.2.1, 2.2.2).
 
-Shapes: T tokens, E routed experts, K experts a token, D hidden, F expert width, N = T * K token-expert pairs in expert order.
+Shapes: T tokens, E routed experts, K experts a token, D hidden, F expert width, N = T * K token-expert pairs in expert
+order.
 
 Invariant: affinities are a float32 softmax over all experts before any choice; gates are not renormalised unless the
 config says so; pairs whose expert id is E (dropped by the trainer) compute nothing and contribute zero.
@@ -25,8 +26,8 @@ def route(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose experts: (ids_TK int64, gates_TK, affinities_TE).
 
-    With `groups` > 1 only the `keep_groups` groups of highest single affinity are eligible (2.2.2). A normalised gate is
-    not scaled: the published weights use one or the other.
+    With `groups` > 1 only the `keep_groups` groups of highest single affinity are eligible (2.2.2). A normalised gate
+    is not scaled: the published weights use one or the other.
     """
     scores_TE = logits_TE.softmax(-1)
     eligible_TE = scores_TE.detach() if groups == 1 else _keep_groups(scores_TE.detach(), groups, keep_groups)
@@ -160,8 +161,9 @@ def grouped_ffn(x_ND: Tensor, counts_E: Tensor, gate_up_EFD: Tensor, down_EDF: T
 
 
 class _GroupedFFN(torch.autograd.Function):
-    """The experts' forward and backward without a graph node an expert, whose gradients would each be as large as the whole
-    stack of weights. The gates' gradients need no more than the output, so the activation is made again, not kept."""
+    """The experts' forward and backward without a graph node an expert, whose gradients would each be as large as the
+    whole stack of weights. The gates' gradients need no more than the output, so the activation is made again, not
+    kept."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, counts_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The memory-bound ops, compiled: the references themselves through torch.compile, one pass over memory each.
 
-For training on a CPU, where eager PyTorch spends most of a small model's step moving activations. Opt-in, because the first step
-then pays for a C++ compiler run; without a compiler the references go on working.
+For training on a CPU, where eager PyTorch spends most of a small model's step moving activations. Opt-in, because the
+first step then pays for a C++ compiler run; without a compiler the references go on working.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The coarse op of multi-head latent attention with a cache (section 2.1, appendix C).
 
-W^UK is absorbed into the query and W^UV into the output, so that attention runs against the cached latent itself and no key or
-value of any head is ever made.
+W^UK is absorbed into the query and W^UV into the output, so that attention runs against the cached latent itself and no
+key or value of any head is ever made.
 """
 
 from __future__ import annotations

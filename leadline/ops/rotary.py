@@ -1,7 +1,7 @@
 """Rotary embedding applied to queries and keys (section 2.1.3).
 
-Two layouts exist in published weights and they agree at position 0 only: DeepSeek-V2 rotates interleaved pairs (x0, x1), (x2, x3),
-...; the dense DeepSeek LLMs and MoE-16B rotate halves, (x0, x_P), (x1, x_P+1), ...
+Two layouts exist in published weights and they agree at position 0 only: DeepSeek-V2 rotates interleaved pairs (x0,
+x1), (x2, x3), ...; the dense DeepSeek LLMs and MoE-16B rotate halves, (x0, x_P), (x1, x_P+1), ...
 """
 
 from __future__ import annotations
