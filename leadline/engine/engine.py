@@ -99,6 +99,16 @@ class Engine:
         """Make what is made on first use, before the first request; only while there is none."""
         self.model_runner.warm_up()
 
+    def cancel_all(self) -> None:
+        """End every request now, without a word about it: for a caller that was interrupted."""
+        for request_id in list(self._requests):
+            self.cancel(request_id)
+        self._ended.clear()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes: the weights have changed."""
+        self.blocks.clear()
+
     def knows(self, request_id: str) -> bool:
         """Whether the request has not ended."""
         return request_id in self._requests

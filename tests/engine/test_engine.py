@@ -74,7 +74,7 @@ def test_batched_equals_alone(name: str) -> None:
 def test_chunked_at_every_split_equals_alone(name: str) -> None:
     ids = prompt(70)
     wanted = alone(name, ids, max_tokens=3)
-    for budget in (*range(1, 9), 13, 31, 32, 33, 63, 64, 65, 69):
+    for budget in range(1, 70):
         engine = make_engine(name, max_num_seqs=1, max_num_batched_tokens=budget)
         assert_same(generate(engine, request("r", ids, logprobs=0, max_tokens=3))["r", 0], wanted)
 

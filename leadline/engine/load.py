@@ -1,0 +1,65 @@
+"""From a folder or a hub id to an engine that is ready: the one place where checkpoints meet the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from leadline.checkpoint.generation import GenerationConfig
+from leadline.checkpoint.load import load_model
+from leadline.checkpoint.plan import Plan
+from leadline.engine.engine import Engine, EngineConfig
+from leadline.engine.scheduler import SchedulerConfig
+from leadline.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedEngine:
+    """An engine and what its users need besides it."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    generation: GenerationConfig
+    folder: Path
+    plan: Plan
+
+
+def load_engine(
+    model: str | Path | None = None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    max_model_len: int | None = None,
+    max_memory: str | int | None = None,
+    max_num_seqs: int = 32,
+    max_num_batched_tokens: int = 1024,
+    max_waiting: int = 1024,
+    cache_dtype: str = "auto",
+    enable_prefix_caching: bool = True,
+    name: str | None = None,
+    progress: bool | None = None,
+) -> LoadedEngine:
+    """Load `model` (None: the embedded one) and give it the cache that its plan says. Names are vLLM's."""
+    scheduler = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_waiting)
+    loaded = load_model(
+        model,
+        dtype=dtype,
+        device=device,
+        max_model_len=max_model_len,
+        max_memory=max_memory,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        cache_dtype=cache_dtype,
+        progress=progress,
+    )
+    config = EngineConfig(
+        name=name or loaded.name,
+        max_model_len=loaded.plan.context_length,
+        cache_tokens=loaded.plan.cache_tokens,
+        cache_dtype=loaded.plan.cache_dtype,
+        prefix_cache=enable_prefix_caching,
+        scheduler=scheduler,
+    )
+    engine = Engine(loaded.model, loaded.tokenizer, config, eos_ids=loaded.generation.eos_token_ids)
+    engine.warm_up()
+    return LoadedEngine(engine, loaded.tokenizer, loaded.generation, loaded.folder, loaded.plan)
