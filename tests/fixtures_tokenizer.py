@@ -27,12 +27,13 @@ Assistant: There was once a small ship that went out to the sea in the morning a
 def depth(line):\n    return sum(mark.fathoms for mark in line)
 """
 
-# V2.5's form: system text first, then full-width control tokens around the messages.
+# V2.5's form: system text first, then full-width control tokens around the messages. As in the official source, the
+# indentation before `set` leaves spaces before BOS.
 V25_JINJA = (
     "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
     "{% set ns = namespace(system='') %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{% set ns.system = message['content'] %}{% endif %}"
+    "{%- for message in messages %}"
+    "    {%- if message['role'] == 'system' %}        {% set ns.system = message['content'] %}    {%- endif %}"
     "{% endfor %}{{ bos_token }}{{ ns.system }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}{% endif %}"
     "{% if message['role'] == 'assistant' and message['content'] is not none %}"

@@ -132,9 +132,12 @@ def _render_jinja(source: str, probe: tuple[tuple[str, str], ...], bos: str, eos
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _raise_exception
     messages = [{"role": role, "content": content} for role, content in probe]
-    return environment.from_string(source).render(
+    text = environment.from_string(source).render(
         messages=messages, bos_token=bos, eos_token=eos, add_generation_prompt=generate
     )
+    # V2.5's source indents the line that takes a system message, which leaves spaces before BOS. Its documentation has
+    # none, and a prompt begins with BOS.
+    return text.lstrip()
 
 
 def _raise_exception(message: str) -> NoReturn:
