@@ -24,9 +24,10 @@ def weight_entries(folder: Path, config: ModelConfig) -> list[Entry]:
     """The tensors to load, file by file in the order of their bytes, so that reading is sequential."""
     index = _read_index(folder)
     files = sorted(set(index.values())) if index is not None else [_single_file(folder)]
+    paths = {file: _inside(folder, file) for file in files}
     entries: dict[str, Entry] = {}
-    for file in files:
-        for name, entry in read_header(_inside(folder, file)).items():
+    for file, path in paths.items():
+        for name, entry in read_header(path).items():
             _check_indexed(index, name, file, entry.path)
             if name in entries:
                 raise CheckpointError(f"{name} is in {entries[name].path} and in {entry.path}")
