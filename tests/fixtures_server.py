@@ -50,11 +50,13 @@ class LiveServer:
 
 @contextlib.contextmanager
 def live_server(
-    engine: FakeEngine, settings: ServerSettings | None = None, *, grace: int = 1
+    tokenizer: Tokenizer, settings: ServerSettings | None = None, *, grace: int = 1, **engine_options: Any
 ) -> Generator[LiveServer, None, None]:
+    """Serve a fake engine made with `engine_options`."""
+    engine = FakeEngine(tokenizer, **engine_options)
     sock = bind("127.0.0.1", 0)
     ready = threading.Event()
-    server = Server(create_app(engine, engine.tokenizer, settings), ready=ready.set, grace=grace)
+    server = Server(create_app(engine, tokenizer, settings), ready=ready.set, grace=grace)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     assert ready.wait(20)

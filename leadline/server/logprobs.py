@@ -2,7 +2,7 @@
 
 The engine reports a token when it samples it, but its text may be held back (half a character, the beginning of a stop
 string) or never come (the stop string itself, EOS). A token is shown once the text has reached it, so that the tokens
-shown spell exactly the text shown.
+shown spell the text shown; one that the text's end cuts through is shown whole.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Running an app with uvicorn: the port first, then the model, then the requests.
 
-The socket is bound before the slow part, so that a port in use is said at once, and listens only when the app can answer.
-A first SIGTERM or Ctrl-C lets running answers finish for `grace` seconds; a second one leaves at once.
+The socket is bound before the slow part, so that a port in use is said at once, and listens only when the app can
+answer. A first SIGTERM or Ctrl-C lets running answers finish for `grace` seconds; a second one leaves at once.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from collections.abc import Generator
 
 import pytest
 
-from leadline.engine.fake import FakeEngine
 from leadline.tokenizer import Tokenizer
 from tests.fixtures_server import LiveServer, live_server, small_tokenizer
 
@@ -18,5 +17,5 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def server(tokenizer: Tokenizer) -> Generator[LiveServer, None, None]:
-    with live_server(FakeEngine(tokenizer, context_length=512)) as live:
+    with live_server(tokenizer, context_length=512) as live:
         yield live

@@ -1,0 +1,33 @@
+"""/metrics: Prometheus text, a registry an app, the engine's own numbers."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from leadline.engine.fake import FakeEngine
+from leadline.server.app import create_app
+from leadline.tokenizer import Tokenizer
+from tests.fixtures_server import live_server
+
+
+def test_what_it_shows(tokenizer: Tokenizer) -> None:
+    with live_server(tokenizer) as server:
+        server.chat(max_tokens=5)
+        server.http.get("/nope")
+        server.http.request("BREW", "/v1/models")
+        response = server.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    families = list(text_string_to_metric_families(response.text))
+    samples = {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
+    assert samples["leadline_cache_bytes_per_token"] == 31104
+    assert samples["leadline_generation_tokens_total"] == 5
+    assert samples["leadline_time_to_first_token_seconds_count"] == 1
+    assert samples["leadline_inter_token_latency_seconds_count"] == 4
+    assert samples["leadline_requests_running"] == 0
+    assert 'leadline_http_responses_total{method="other"' in response.text
+    assert 'path="other",status="404"' in response.text
+
+
+def test_apps_do_not_share_a_registry(tokenizer: Tokenizer) -> None:
+    for _ in range(2):
+        create_app(FakeEngine(tokenizer), tokenizer)
