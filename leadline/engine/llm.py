@@ -82,7 +82,9 @@ class LLM:
             for conversation in _conversations(messages)
         ]
         outputs = self._run(prompts, params, progress, cache_salt)
-        return outputs if continue_final else [_without_leading_space(output) for output in outputs]
+        if continue_final or not self.tokenizer.answer_opens_with_space:
+            return outputs
+        return [_without_leading_space(output) for output in outputs]
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 

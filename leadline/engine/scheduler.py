@@ -170,19 +170,16 @@ class Scheduler:
         self.preemptions += 1
 
     def _give_way(self) -> None:
-        """Preempt the worst of the running for a waiting request of greater priority that has no place or no pages."""
-        while (head := self._head()) is not None and not self._fits(head):
-            if not self.running or self.running[-1].request.priority >= head.request.priority:
+        """Start waiting requests of greater priority than the worst of the running, which makes room for them."""
+        while (head := self._head()) is not None and self.running:
+            if self.running[-1].request.priority >= head.request.priority:
                 return
-            self._preempt(self.running[-1])
+            if self._admit() is None:
+                self._preempt(self.running[-1])
 
     def _head(self) -> Sequence | None:
         """The first in the queue; siblings whose prompt is being computed for them are not in it yet."""
         return next((s for s in self.waiting if s.leader is None or s.leader.prompt_ready), None)
-
-    def _fits(self, sequence: Sequence) -> bool:
-        enough = self.blocks.free >= self.blocks.pages_for(len(sequence.ids))
-        return enough and len(self.running) < self.config.max_num_seqs
 
     def _admit(self) -> Sequence | None:
         """Start the first in the queue, if it can have a place and pages for all its known tokens."""
