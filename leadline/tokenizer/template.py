@@ -53,11 +53,6 @@ class ChatTemplate:
     system: Literal["in place", "last", "joined"] = "in place"
 
     @property
-    def answer_prefix(self) -> str:
-        """The text by which the mark before an answer is longer than the one that invites it."""
-        return as_text([self.assistant]).removeprefix(as_text([self.generation]))
-
-    @property
     def answer_opens_with_space(self) -> bool:
         return isinstance(self.generation, str) and self.assistant == f"{self.generation} "
 

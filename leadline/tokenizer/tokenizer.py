@@ -164,16 +164,11 @@ class Tokenizer:
         return self._template.name if isinstance(self._template, template.ChatTemplate) else None
 
     @property
-    def answer_prefix(self) -> str:
-        """What every answer begins with and nobody wants to read: the space after V2's `Assistant:`.
+    def answer_opens_with_space(self) -> bool:
+        """Whether an answer begins with a space of the template's: the model writes it after V2's `Assistant:`.
 
         Whoever shows an answer takes it off once; rendering the answer into the next prompt puts it back.
         """
-        return self._template.answer_prefix if isinstance(self._template, template.ChatTemplate) else ""
-
-    @property
-    def answer_opens_with_space(self) -> bool:
-        """Whether generated answers begin with a space that belongs to the template: V2's has it in history only."""
         return isinstance(self._template, template.ChatTemplate) and self._template.answer_opens_with_space
 
     def render(
@@ -196,10 +191,10 @@ class Tokenizer:
     def _recognise(self, source: str | None) -> template.ChatTemplate | str:
         """The template of the folder, or why there is none."""
         if source is None:
-            return "no chat template; it can complete text, or name a template with --chat-template"
+            return "no chat template; a chat_template.jinja in the folder would give it one"
         known = template.recognise(source, self.bos_token, self.eos_token)
         if known is None:
-            return f"unknown chat template; known are {', '.join(template.TEMPLATES.names())} (--chat-template)"
+            return f"unknown chat template; known are {', '.join(template.TEMPLATES.names())}"
         return known
 
     @property

@@ -116,7 +116,7 @@ def test_another_package_can_bring_a_template(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "chat_template.jinja").write_text(source, encoding="utf-8")
     tokenizer = Tokenizer.from_folder(tmp_path)
     assert tokenizer.template_name == "shout"
-    assert tokenizer.answer_prefix == ""
+    assert not tokenizer.answer_opens_with_space
     assert tokenizer.decode(tokenizer.render([USER])) == "U:How deep?!\nA:"
 
 

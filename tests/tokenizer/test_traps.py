@@ -34,7 +34,7 @@ def test_trap_template_has_no_space_after_assistant_and_eos_after_each_answer(of
     answered = "<｜begin▁of▁sentence｜>system\n\nUser: user\n\nAssistant: assistant<｜end▁of▁sentence｜>"
     assert official.decode(ids, skip_special_tokens=False) == answered + "User: user\n\nAssistant:"
     assert ids.count(EOS) == 1
-    assert official.answer_prefix == " "
+    assert official.answer_opens_with_space
 
 
 def test_trap_single_digits_newlines_and_line_separators(official: Tokenizer, library: RustTokenizer) -> None:
