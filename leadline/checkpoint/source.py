@@ -61,7 +61,7 @@ def find_source(model: str | Path | None = None) -> Source:
     if model is None:
         return _embedded()
     path = Path(model).expanduser()
-    if path.is_dir():
+    if str(model) and path.is_dir():  # the empty path is the working directory
         return Folder(path)
     if path.is_file():
         raise ModelNotFound(f"{path} is a file; a model is the folder that holds config.json and its weights")
