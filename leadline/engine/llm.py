@@ -76,7 +76,7 @@ class LLM:
         progress: bool = False,
         cache_salt: bytes = b"",
     ) -> list[RequestOutput]:
-        """Answer each conversation. The space that the model writes after `Assistant:` is not part of the text."""
+        """Answer each conversation. The space that opens V2's answers is the template's, not the text's."""
         prompts = [
             self.tokenizer.render(conversation, add_generation_prompt=not continue_final, continue_final=continue_final)
             for conversation in _conversations(messages)

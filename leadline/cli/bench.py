@@ -1,0 +1,205 @@
+"""`leadline bench`: how fast a model runs here, measured, with what it was measured on beside the numbers.
+
+Each number is the median of several runs after a warm-up, with the slowest and the fastest. Prompts are random ids, the
+prefix cache is off and answers ignore EOS, so that every run does exactly the work it says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from leadline.engine.types import EngineRequest, SamplingParams
+from leadline.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from leadline.engine.engine import Engine
+
+app = App(name="bench", help="Measure how fast a model runs here: decode, prefill, batch.")
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """Tokens a second over `runs` runs of the same work."""
+
+    what: str
+    tokens_per_second: float
+    slowest: float
+    fastest: float
+    runs: int
+
+
+@app.command
+def decode(
+    *,
+    model: str | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    contexts: tuple[int, ...] = (128,),
+    tokens: int = 64,
+    runs: int = 5,
+    json_output: Json = False,
+) -> None:
+    """One sequence: tokens a second after a prompt.
+
+    Args:
+        model: A folder or a hub id; the embedded model by default.
+        dtype: The weights' type.
+        device: auto, cpu, cuda or cuda:N.
+        contexts: Prompt lengths to decode after; repeat the option for several.
+        tokens: Tokens to decode in each run.
+        runs: Runs to take the median of.
+        json_output: Print one JSON object.
+    """
+    engine = _engine(model, dtype, device, 1)
+    results = [
+        _measure(f"decode after {context}", partial(_decode, engine, 1, context, tokens), runs) for context in contexts
+    ]
+    _print(engine, results, json_output)
+
+
+@app.command
+def prefill(
+    *,
+    model: str | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    lengths: tuple[int, ...] = (512,),
+    runs: int = 5,
+    json_output: Json = False,
+) -> None:
+    """One prompt: its tokens a second until the first token of the answer.
+
+    Args:
+        model: A folder or a hub id; the embedded model by default.
+        dtype: The weights' type.
+        device: auto, cpu, cuda or cuda:N.
+        lengths: Prompt lengths; repeat the option for several.
+        runs: Runs to take the median of.
+        json_output: Print one JSON object.
+    """
+    engine = _engine(model, dtype, device, 1)
+    results = [_measure(f"prefill {length}", partial(_prefill, engine, length), runs) for length in lengths]
+    _print(engine, results, json_output)
+
+
+@app.command
+def batch(
+    *,
+    model: str | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    sequences: tuple[int, ...] = (1, 8, 32),
+    context: int = 128,
+    tokens: int = 32,
+    runs: int = 3,
+    json_output: Json = False,
+) -> None:
+    """Many sequences at the same time: all their tokens a second while they decode.
+
+    Args:
+        model: A folder or a hub id; the embedded model by default.
+        dtype: The weights' type.
+        device: auto, cpu, cuda or cuda:N.
+        sequences: How many at the same time; repeat the option for several.
+        context: Tokens of each prompt.
+        tokens: Tokens to decode of each sequence in each run.
+        runs: Runs to take the median of.
+        json_output: Print one JSON object.
+    """
+    engine = _engine(model, dtype, device, max(sequences))
+    results = [
+        _measure(f"decode of {count}", partial(_decode, engine, count, context, tokens), runs) for count in sequences
+    ]
+    _print(engine, results, json_output)
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------------
+
+
+def _engine(model: str | None, dtype: str, device: str, max_num_seqs: int) -> Engine:
+    from leadline.engine.load import load_engine
+
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "max_num_seqs": max_num_seqs}
+    return load_engine(model, enable_prefix_caching=False, **options).engine
+
+
+def _add(engine: Engine, count: int, length: int, tokens: int) -> None:
+    if length + tokens > engine.limit:
+        raise InvalidRequest(f"{length} + {tokens} tokens do not fit a context of {engine.limit}")
+    chance = random.Random(length)
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+    for number in range(count):
+        ids = tuple(chance.randrange(engine.info.vocab_size) for _ in range(length))
+        engine.add(EngineRequest(f"bench-{number}", ids, params))
+
+
+def _prefill(engine: Engine, length: int) -> float:
+    """Prompt tokens a second."""
+    _add(engine, 1, length, 1)
+    start = time.perf_counter()
+    while engine.has_work:
+        engine.step()
+    return length / (time.perf_counter() - start)
+
+
+def _decode(engine: Engine, count: int, length: int, tokens: int) -> float:
+    """Generated tokens a second from the step on in which every sequence decodes."""
+    _add(engine, count, length, tokens + 1)
+    while engine.stats().waiting or any(sequence.generated == 0 for sequence in engine.scheduler.running):
+        engine.step()
+    before = engine.stats().generated_tokens
+    start = time.perf_counter()
+    while engine.has_work:
+        engine.step()
+    return (engine.stats().generated_tokens - before) / (time.perf_counter() - start)
+
+
+def _measure(what: str, run: Callable[[], float], runs: int) -> Result:
+    run()  # warms caches, allocators and, on a GPU, the kernels' own choices
+    rates = [run() for _ in range(max(runs, 1))]
+    return Result(what, statistics.median(rates), min(rates), max(rates), len(rates))
+
+
+# ---- showing -----------------------------------------------------------------------------------------------------
+
+
+def _print(engine: Engine, results: list[Result], json_output: bool) -> None:
+    where = _where(engine)
+    if json_output:
+        print(json.dumps({**where, "results": [dataclasses.asdict(result) for result in results]}, indent=2))
+        return
+    print(", ".join(f"{key} {value}" for key, value in where.items()), file=sys.stderr)
+    for result in results:
+        spread = f"{result.slowest:,.1f} to {result.fastest:,.1f} in {result.runs} runs"
+        print(f"{result.what:<20} {result.tokens_per_second:>10,.1f} tokens/s   ({spread})")
+
+
+def _where(engine: Engine) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch
+
+    info = engine.info
+    cuda = torch.cuda.get_device_name(info.device) if info.device.startswith("cuda") else None
+    return {
+        "model": info.model,
+        "parameters": info.parameters,
+        "active_parameters": info.active_parameters,
+        "dtype": info.dtype,
+        "device": cuda or platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

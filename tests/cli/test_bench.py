@@ -1,0 +1,37 @@
+"""`leadline bench`: every measurement runs on a tiny model and says what it was measured on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from leadline.cli import run
+
+
+def test_batch_and_prefill_as_json(tiny_lite_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--model", str(tiny_lite_folder), "--device", "cpu", "--runs", "1", "--json"]
+    sizes = ["--sequences", "1", "--sequences", "3", "--context", "5", "--tokens", "4"]
+    assert run(["bench", "batch", *sizes, *common]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["model"] == tiny_lite_folder.name
+    assert [result["what"] for result in shown["results"]] == ["decode of 1", "decode of 3"]
+    assert run(["bench", "prefill", "--lengths", "20", *common]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert 0 < result["slowest"] <= result["tokens_per_second"] <= result["fastest"]
+
+
+def test_decode_as_a_table(tiny_lite_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", str(tiny_lite_folder), "--device", "cpu", "--runs", "2", "--tokens", "3"]
+    assert run(["bench", "decode", "--contexts", "4", "--contexts", "70", *model]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 2
+    assert "decode after 70" in out[1]
+    assert "tokens/s" in out[1]
+
+
+def test_what_does_not_fit_is_one_line(tiny_lite_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", str(tiny_lite_folder), "--device", "cpu"]
+    assert run(["bench", "decode", "--contexts", "100000", *model]) == 2
+    assert capsys.readouterr().err.startswith("leadline: 100000 + 65 tokens do not fit")
