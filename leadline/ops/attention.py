@@ -9,6 +9,8 @@ float32.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -61,34 +63,86 @@ def causal_softmax_backward(grad_HLL: Tensor, weights_HLL: Tensor, scale: float)
     return ((grad_HLL - (grad_HLL * p_HLL).sum(-1, keepdim=True)) * p_HLL * scale).to(weights_HLL.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class DocumentGroups:
+    """Documents of like length, padded to a common one.
+
+    gather_N   the token at each padded place; pads read token 0, which the causal order keeps from every real query
+    place_T    the padded place of each token, the inverse
+    shapes     (documents, length) of each group; groups lie one after the other
+    """
+
+    gather_N: Tensor
+    place_T: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+
+@functools.lru_cache(maxsize=64)
+def group_documents(starts: tuple[int, ...], waste: float = 1.15) -> DocumentGroups:
+    """Sort by length and open a new group where padding would waste more than `waste` times the tokens."""
+    spans = sorted(_spans(starts), key=lambda span: span[1] - span[0])
+    groups: list[list[tuple[int, int]]] = [[]]
+    for span in spans:
+        trial = [*groups[-1], span]
+        if groups[-1] and len(trial) * (span[1] - span[0]) > waste * sum(b - a for a, b in trial):
+            groups.append([])
+        groups[-1].append(span)
+    gather, place, shapes, base = [], torch.empty(starts[-1], dtype=torch.long), [], 0
+    for group in groups:
+        length = group[-1][1] - group[-1][0]
+        shapes.append((len(group), length))
+        for a, b in group:
+            gather.append(torch.cat((torch.arange(a, b), torch.zeros(length - (b - a), dtype=torch.long))))
+            place[a:b] = torch.arange(base, base + b - a)
+            base += length
+    return DocumentGroups(torch.cat(gather), place, tuple(shapes))
+
+
 class _DocumentAttention(torch.autograd.Function):
-    """A document at a time as three plain GEMMs: on a CPU several times faster backward than SDPA's, whose documents
-    are short in training. The weights are kept: L^2 H elements a document."""
+    """Documents of like length at a time, as plain batched GEMMs: on a CPU several times faster backward than SDPA, a call a
+    document. The attention weights are kept: about H L^2 elements a document."""
 
     @staticmethod
-    def forward(ctx: Any, q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
-        q_HTK, k_HTK, v_HTV = (x.transpose(0, 1).contiguous() for x in (q_THK, k_THK, v_THV))
-        out_HTV = torch.empty_like(v_HTV)
+    def forward(ctx: Any, q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, groups: DocumentGroups, scale: float) -> Tensor:
+        q_HNK, k_HNK, v_HNV = (_padded(x, groups.gather_N) for x in (q_THK, k_THK, v_THV))
+        out_HNV = torch.empty_like(v_HNV)
         weights = []
-        for a, b in _spans(starts):
-            weights.append(causal_softmax(torch.bmm(q_HTK[:, a:b], k_HTK[:, a:b].transpose(1, 2)), scale))
-            torch.bmm(weights[-1], v_HTV[:, a:b], out=out_HTV[:, a:b])
-        ctx.save_for_backward(q_HTK, k_HTK, v_HTV, *weights)
-        ctx.starts, ctx.scale = starts, scale
-        return out_HTV.transpose(0, 1)
+        for rows, shape in _group_rows(groups):
+            q_BLK, k_BLK, v_BLV = (x[:, rows].reshape(-1, shape[1], x.shape[2]) for x in (q_HNK, k_HNK, v_HNV))
+            weights.append(causal_softmax(torch.bmm(q_BLK, k_BLK.transpose(1, 2)), scale))
+            out_HNV[:, rows] = torch.bmm(weights[-1], v_BLV).view(q_HNK.shape[0], -1, v_HNV.shape[2])
+        ctx.save_for_backward(q_HNK, k_HNK, v_HNV, *weights)
+        ctx.groups, ctx.scale = groups, scale
+        return out_HNV[:, groups.place_T].transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q_HTK, k_HTK, v_HTV, *weights = ctx.saved_tensors
-        grad_HTV = grads[0].transpose(0, 1).contiguous()
-        q_grad, k_grad, v_grad = map(torch.empty_like, (q_HTK, k_HTK, v_HTV))
-        for (a, b), p_HLL in zip(_spans(ctx.starts), weights, strict=True):
-            torch.bmm(p_HLL.transpose(1, 2), grad_HTV[:, a:b], out=v_grad[:, a:b])
-            p_grad = torch.bmm(grad_HTV[:, a:b], v_HTV[:, a:b].transpose(1, 2))
-            scores_grad = causal_softmax_backward(p_grad, p_HLL, ctx.scale)
-            torch.bmm(scores_grad, k_HTK[:, a:b], out=q_grad[:, a:b])
-            torch.bmm(scores_grad.transpose(1, 2), q_HTK[:, a:b], out=k_grad[:, a:b])
-        return q_grad.transpose(0, 1), k_grad.transpose(0, 1), v_grad.transpose(0, 1), None, None
+        q_HNK, k_HNK, v_HNV, *weights = ctx.saved_tensors
+        heads, places = q_HNK.shape[0], ctx.groups.place_T
+        grad_HNV = torch.zeros_like(v_HNV)
+        grad_HNV[:, places] = grads[0].transpose(0, 1)
+        q_grad, k_grad, v_grad = map(torch.empty_like, (q_HNK, k_HNK, v_HNV))
+        for (rows, shape), p_BLL in zip(_group_rows(ctx.groups), weights, strict=True):
+            q_BLK, k_BLK, v_BLV, grad_BLV = (
+                x[:, rows].reshape(-1, shape[1], x.shape[2]) for x in (q_HNK, k_HNK, v_HNV, grad_HNV)
+            )
+            scores_grad = causal_softmax_backward(torch.bmm(grad_BLV, v_BLV.transpose(1, 2)), p_BLL, ctx.scale)
+            v_grad[:, rows] = torch.bmm(p_BLL.transpose(1, 2), grad_BLV).view(heads, -1, v_HNV.shape[2])
+            q_grad[:, rows] = torch.bmm(scores_grad, k_BLK).view(heads, -1, q_HNK.shape[2])
+            k_grad[:, rows] = torch.bmm(scores_grad.transpose(1, 2), q_BLK).view(heads, -1, q_HNK.shape[2])
+        return *(grad[:, places].transpose(0, 1) for grad in (q_grad, k_grad, v_grad)), None, None
+
+
+def _padded(x_THX: Tensor, gather_N: Tensor) -> Tensor:
+    """(H, N, X), the groups' layout."""
+    return x_THX[gather_N].transpose(0, 1).contiguous()
+
+
+def _group_rows(groups: DocumentGroups) -> Iterator[tuple[slice, tuple[int, int]]]:
+    start = 0
+    for documents, length in groups.shapes:
+        yield slice(start, start + documents * length), (documents, length)
+        start += documents * length
 
 
 @expanded_attention.kernel("sdpa", when=lambda q, k, v, starts, scale: q.dtype != torch.float64 and starts[-1] > 0)
@@ -119,7 +173,7 @@ def _short_documents(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], sca
 
 @expanded_attention.kernel("documents", when=_short_documents)
 def _expanded_documents(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
-    out_THV: Tensor = _DocumentAttention.apply(q_THK, k_THK, v_THV, starts, scale)  # type: ignore[no-untyped-call]
+    out_THV: Tensor = _DocumentAttention.apply(q_THK, k_THK, v_THV, group_documents(tuple(starts)), scale)  # type: ignore[no-untyped-call]
     return out_THV
 
 
@@ -146,7 +200,7 @@ def absorbed_attention(
         scores_THL = q_THR[start:end].to(wide) @ rows_LR.T * scale
         weights_THL = _causal(scores_THL, context_lens[s]).softmax(-1)
         outputs.append((weights_THL @ rows_LR[:, :value_width]).to(q_THR.dtype))
-    return torch.cat(outputs)
+    return torch.cat(outputs) if outputs else q_THR.new_zeros(0, q_THR.shape[1], value_width)
 
 
 def gather_rows(rows_PBR: Tensor, pages_P: Tensor, length: int) -> Tensor:
@@ -154,8 +208,9 @@ def gather_rows(rows_PBR: Tensor, pages_P: Tensor, length: int) -> Tensor:
     page_size = rows_PBR.shape[1]
     needed = -(-length // page_size)
     pages = pages_P[:needed].tolist()
-    if pages == list(range(pages[0], pages[0] + needed)):
-        return rows_PBR[pages[0] : pages[0] + needed].flatten(0, 1)[:length]
+    first = pages[0] if pages else 0
+    if pages == list(range(first, first + needed)):
+        return rows_PBR[first : first + needed].flatten(0, 1)[:length]
     return rows_PBR[pages_P[:needed]].flatten(0, 1)[:length]
 
 
@@ -188,7 +243,7 @@ def _absorbed_matmul(
     out_THC = q_THR.new_empty(q_THR.shape[0], heads, value_width)
     for s, (start, end) in enumerate(itertools.pairwise(starts)):
         rows_LR = gather_rows(rows_PBR, page_tables_SP[s], context_lens[s])
-        block = max(1, SCORES_LIMIT // (heads * context_lens[s]))
+        block = max(1, SCORES_LIMIT // max(1, heads * context_lens[s]))
         for a in range(start, end, block):
             b = min(a + block, end)
             seen = context_lens[s] - (end - b)
@@ -220,4 +275,4 @@ def paged_attention(
         scores_THL = (q_THK[start:end].to(wide).transpose(0, 1) @ k_HLK.transpose(1, 2) * scale).transpose(0, 1)
         weights_HTL = _causal(scores_THL, context_lens[s]).softmax(-1).transpose(0, 1)
         outputs.append((weights_HTL @ v_HLK).transpose(0, 1).to(q_THK.dtype))
-    return torch.cat(outputs)
+    return torch.cat(outputs) if outputs else torch.zeros_like(q_THK)

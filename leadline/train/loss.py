@@ -49,7 +49,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_grad_TD, weight_grad_VD = ctx.saved_tensors
-        return hidden_grad_TD * grads[0].to(hidden_grad_TD.dtype), weight_grad_VD * grads[0].to(weight_grad_VD.dtype), None, None
+        return (
+            hidden_grad_TD * grads[0].to(hidden_grad_TD.dtype),
+            weight_grad_VD * grads[0].to(weight_grad_VD.dtype),
+            None,
+            None,
+        )
 
 
 def cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, weights_T: Tensor) -> Tensor:

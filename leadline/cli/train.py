@@ -1,0 +1,70 @@
+"""`leadline train`: a stage of the paper's training from a recipe in TOML."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cyclopts import App
+
+app = App(name="train", help="Train a model: a recipe in TOML, resumable at any moment.")
+
+
+def _flags(overrides: tuple[str, ...]) -> dict[str, str]:
+    from leadline.errors import ConfigError
+
+    pairs = [item.partition("=") for item in overrides]
+    if bad := [name for name, equals, _ in pairs if not equals]:
+        raise ConfigError(f"--set takes NAME=VALUE, not {bad[0]!r}")
+    return {name: value for name, _, value in pairs}
+
+
+def _stage(name: str, recipe: Path, overrides: tuple[str, ...]) -> int:
+    from leadline.config import load
+    from leadline.train import stages
+    from leadline.train.config import TrainConfig
+
+    config = load(TrainConfig, recipe, os.environ, _flags(overrides), prefix="LEADLINE_TRAIN_")
+    complete = getattr(stages, name)(config)
+    if complete:
+        print(f"complete: {config.out / 'model'}")
+        return 0
+    print("stopped and saved; the same command goes on from here")
+    return 130
+
+
+@app.command
+def pretrain(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
+    """Pre-train on a corpus folder (`leadline train data` makes one).
+
+    Args:
+        recipe: The recipe, a TOML file.
+        set: Override a field of the recipe, NAME=VALUE; may be repeated.
+    """
+    return _stage("pretrain", recipe, set)
+
+
+@app.command
+def sft(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
+    """Fine-tune on conversations: train.jsonl and valid.jsonl of {"messages": [...]} lines.
+
+    Args:
+        recipe: The recipe, a TOML file.
+        set: Override a field of the recipe, NAME=VALUE; may be repeated.
+    """
+    return _stage("sft", recipe, set)
+
+
+@app.command
+def data(recipe: Path, /, *, folder: Path | None = None) -> None:
+    """Build a corpus folder: clean, deduplicate, split, tokenise, with a licence for every source.
+
+    Args:
+        recipe: The corpus recipe, a TOML file.
+        folder: What its paths are relative to; the recipe's own folder by default.
+    """
+    from leadline.train.corpus import build_corpus, load_recipe
+
+    manifest = build_corpus(load_recipe(recipe, folder=folder))
+    for split, counts in manifest["splits"].items():
+        print(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")

@@ -1,0 +1,77 @@
+"""A training recipe: everything a run depends on, from one TOML file (sections 3.1.2, 3.1.4, 4.1, appendix B)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from leadline.errors import ConfigError
+from leadline.model.balance import BalanceConfig
+from leadline.model.config import SMALL, ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and the paper's schedule: linear warm-up, then constant, multiplied by `decay_factor` at each of `decay_at`
+    (shares of all tokens: 0.6 and 0.9 for V2, 0.8 and 0.9 for V2-Lite)."""
+
+    peak_lr: float = 4.2e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    warmup_steps: int = 2000
+    decay_at: tuple[float, ...] = (0.6, 0.9)
+    decay_factor: float = 0.316
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One stage. `data` is a corpus folder for pre-training and a folder of train.jsonl and valid.jsonl for SFT; `init` is the
+    model folder a stage starts from (none: random weights of shape `model`)."""
+
+    out: Path
+    data: Path
+    tokens: int  # to be seen in all, the schedule's length
+    tokenizer: Path | None = None  # default: the one of `init`
+    init: Path | None = None
+    model: ModelConfig = SMALL
+    sequence_length: int = 512
+    batch_tokens: int = 8192  # an optimiser step
+    micro_batch_tokens: int = 8192  # a forward and backward pass
+    optimizer: OptimizerConfig = OptimizerConfig()
+    balance: BalanceConfig = BalanceConfig()
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    device: str = "cpu"
+    compile: bool = True  # the memory-bound ops, where there is a C++ compiler
+    threads: int = 0  # 0: as many as there are cores
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 500
+    eval_tokens: int = 65536  # 0: the whole held-out split
+    save_every: int = 500
+    keep_checkpoints: int = 2
+
+    def check(self) -> None:
+        """Raise `ConfigError` for numbers that cannot be trained with."""
+        for name in (
+            "tokens",
+            "sequence_length",
+            "batch_tokens",
+            "micro_batch_tokens",
+            "log_every",
+            "save_every",
+            "eval_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1")
+        if self.micro_batch_tokens % self.sequence_length:
+            raise ConfigError("micro_batch_tokens is not a multiple of sequence_length")
+        if self.batch_tokens % self.micro_batch_tokens:
+            raise ConfigError("batch_tokens is not a multiple of micro_batch_tokens")
+        if self.init is None and self.tokenizer is None:
+            raise ConfigError("a run from random weights needs `tokenizer`, a folder")
+
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // self.batch_tokens)

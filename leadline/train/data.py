@@ -1,0 +1,218 @@
+"""Batches: packed documents for pre-training, conversations for SFT.
+
+Both are functions of a global index alone: batch i holds the same tokens whenever and by how many processes it is made, so
+a resumed run goes on with exactly what it would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leadline.errors import DataError
+from leadline.tokenizer import Tokenizer
+
+Fragment = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]  # tokens, targets, weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Flat tokens of one pass. Attention stays within `documents`; balance is counted within `rows`.
+
+    tokens_T, targets_T   int64
+    weights_T             float32, 0 where the target is not trained on
+    documents, rows       offsets, as `ForwardBatch.starts`
+    """
+
+    tokens_T: Tensor
+    targets_T: Tensor
+    weights_T: Tensor
+    documents: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+class DataSource(Protocol):
+    """Where a trainer gets its passes from; `index` counts micro-batches from the start of training."""
+
+    def batch(self, index: int) -> Batch: ...
+
+
+def make_batch(rows: list[list[Fragment]]) -> Batch:
+    """Lay rows of fragments end to end."""
+    fragments = [fragment for row in rows for fragment in row]
+    documents = np.cumsum([0, *(len(fragment[0]) for fragment in fragments)])
+    ends = np.cumsum([0, *(sum(len(fragment[0]) for fragment in row) for row in rows)])
+    tokens, targets, weights = (np.concatenate([fragment[i] for fragment in fragments]) for i in range(3))
+    return Batch(
+        torch.from_numpy(tokens.astype(np.int64)),
+        torch.from_numpy(targets.astype(np.int64)),
+        torch.from_numpy(weights.astype(np.float32)),
+        tuple(documents.tolist()),
+        tuple(ends.tolist()),
+    )
+
+
+class PackedCorpus:
+    """A corpus folder as an endless row of shuffled, packed documents; each pass over it has an order of its own.
+
+    A row is `sequence_length` consecutive tokens; a document that does not fit goes on in the next row, without its past.
+    """
+
+    def __init__(self, folder: Path, split: str, sequence_length: int, rows: int, seed: int = 0) -> None:
+        self.tokens, self.starts = _load_split(folder, split)
+        self.length, self.rows, self.seed = sequence_length, rows, seed
+        self.rows_per_epoch = len(self.tokens) // sequence_length
+        if self.rows_per_epoch < 1:
+            raise DataError(f"{folder}/{split}.bin holds {len(self.tokens)} tokens, less than one row")
+
+    def batch(self, index: int) -> Batch:
+        return make_batch([self.row(index * self.rows + i) for i in range(self.rows)])
+
+    def row(self, index: int) -> list[Fragment]:
+        """Row `index` of the endless stream."""
+        epoch, row = divmod(index, self.rows_per_epoch)
+        order, offsets = _order(self.seed, epoch, self.starts.tobytes())
+        begin, end = row * self.length, (row + 1) * self.length
+        fragments = []
+        place = int(np.searchsorted(offsets, begin, side="right")) - 1
+        while offsets[place] < end:
+            document, offset = order[place], offsets[place]
+            first, last = max(begin, offset) - offset, min(end, offsets[place + 1]) - offset
+            fragments.append(self._fragment(document, int(first), int(last)))
+            place += 1
+        return fragments
+
+    def _fragment(self, document: int, first: int, last: int) -> Fragment:
+        """Tokens first..last of a document; the target of its very last token does not exist and weighs nothing."""
+        start, end = self.starts[document], self.starts[document + 1]
+        tokens = self.tokens[start + first : start + last].astype(np.int64)
+        targets = self.tokens[start + first + 1 : min(start + last + 1, end)].astype(np.int64)
+        weights = np.ones(len(tokens), dtype=np.float32)
+        if len(targets) < len(tokens):
+            targets = np.append(targets, 0)
+            weights[-1] = 0.0
+        return tokens, targets, weights
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, starts: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The documents of one epoch in their order, and where each begins in that epoch's stream."""
+    lengths = np.diff(np.frombuffer(starts, dtype=np.int64))
+    order = np.random.default_rng((seed, epoch)).permutation(len(lengths))
+    return order, np.concatenate(([0], np.cumsum(lengths[order])))
+
+
+def _load_split(folder: Path, split: str) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        starts = np.load(folder / f"{split}.idx.npy", allow_pickle=False)
+        tokens = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
+        expected = manifest["splits"][split]["tokens"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} is not a corpus folder: {error}") from None
+    if len(tokens) != expected or starts[-1] != expected:
+        raise DataError(f"{folder}/{split}.bin holds {len(tokens)} tokens, its manifest says {expected}")
+    return tokens, np.asarray(starts, dtype=np.int64)
+
+
+def held_out(folder: Path, split: str, sequence_length: int, limit: int) -> tuple[list[Batch], int]:
+    """The split as batches of whole documents, cut at `sequence_length` tokens, and its bytes (see corpus.py).
+
+    With `limit` only the first documents up to that many tokens, and their share of the bytes.
+    """
+    corpus = PackedCorpus(folder, split, sequence_length, rows=1)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["splits"][split]
+    batches: list[Batch] = []
+    row: list[Fragment] = []
+    seen = 0
+    for document, (start, end) in enumerate(zip(corpus.starts, corpus.starts[1:], strict=False)):
+        if limit and seen >= limit:
+            break
+        for first in range(0, int(end - start), sequence_length):
+            row.append(corpus._fragment(document, first, min(first + sequence_length, int(end - start))))
+        seen += int(end - start)
+        if sum(len(fragment[0]) for fragment in row) >= 8 * sequence_length:
+            batches.append(make_batch([row]))
+            row = []
+    if row:
+        batches.append(make_batch([row]))
+    return batches, round(manifest["bytes"] * seen / manifest["tokens"])
+
+
+# ---- conversations -----------------------------------------------------------------------------------------------------
+
+
+def read_conversations(path: Path) -> list[list[dict[str, str]]]:
+    """OpenAI-style lines, {"messages": [...]}; errors name the file and the line. Lines end at "\\n" only."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    conversations = [_conversation(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not conversations:
+        raise DataError(f"{path} holds no conversation")
+    return conversations
+
+
+def _conversation(line: bytes, where: str) -> list[dict[str, str]]:
+    try:
+        messages = json.loads(line)["messages"]
+        pairs: list[dict[str, str]] = [{"role": m["role"], "content": m["content"]} for m in messages]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f'{where}: not a JSON object with "messages" of "role" and "content"') from None
+    if not all(isinstance(m["content"], str) and m["role"] in ("system", "user", "assistant") for m in pairs):
+        raise DataError(f"{where}: a message has an unknown role or a content that is not text")
+    if not any(m["role"] == "assistant" for m in pairs):
+        raise DataError(f"{where}: no assistant message to learn from")
+    return pairs
+
+
+def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> Fragment:
+    """Loss on the assistant's words and the EOS after them only; the EOS counts although pad has the same id."""
+    ids = tokenizer.render(messages, add_generation_prompt=False)
+    weights = np.zeros(len(ids), dtype=np.float32)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = len(tokenizer.render(messages[:turn], add_generation_prompt=True))
+            after = len(tokenizer.render(messages[: turn + 1], add_generation_prompt=False))
+            weights[before - 1 : after - 1] = 1.0  # the token before predicts the first of the answer
+    tokens = np.asarray(ids, dtype=np.int64)
+    return tokens, np.append(tokens[1:], 0), weights
+
+
+class Conversations:
+    """Whole conversations packed into passes of about `tokens` tokens; never split, an order of their own each epoch."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, max_length: int, tokens: int, seed: int = 0) -> None:
+        encoded = (encode_conversation(tokenizer, messages) for messages in read_conversations(path))
+        self.fragments = [fragment for fragment in encoded if len(fragment[0]) <= max_length]
+        if not self.fragments:
+            raise DataError(f"{path}: every conversation is longer than {max_length} tokens")
+        self.tokens, self.seed = tokens, seed
+        self.lengths = np.array([len(fragment[0]) for fragment in self.fragments])
+        self.batches_per_epoch = max(1, int(self.lengths.sum()) // tokens)
+
+    def batch(self, index: int) -> Batch:
+        epoch, place = divmod(index, self.batches_per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.fragments))
+        owner = np.minimum((np.cumsum(self.lengths[order]) - 1) // self.tokens, self.batches_per_epoch - 1)
+        return make_batch([[self.fragments[i]] for i in order[owner == place]])
+
+    def all(self) -> list[Batch]:
+        """One epoch, for evaluation."""
+        return [self.batch(index) for index in range(self.batches_per_epoch)]
+
+
+def describe(source: Any) -> str:
+    """One line for the log."""
+    if isinstance(source, PackedCorpus):
+        return f"{len(source.tokens):,} tokens in {len(source.starts) - 1:,} documents"
+    return f"{int(source.lengths.sum()):,} tokens in {len(source.fragments):,} conversations"

@@ -1,0 +1,84 @@
+"""Pre-training and supervised fine-tuning: the same loop on other data (sections 3.1, 4.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from leadline.checkpoint.save import save_model
+from leadline.checkpoint.weights import load_weights
+from leadline.errors import ConfigError
+from leadline.model.config import ModelConfig
+from leadline.model.transformer import DeepseekV2
+from leadline.tokenizer import Tokenizer
+from leadline.train.config import TrainConfig
+from leadline.train.data import Conversations, PackedCorpus, held_out
+from leadline.train.loop import HeldOut, Trainer, prepare
+
+GENERATION = {"temperature": 0.7, "top_p": 0.95}
+
+
+def pretrain(config: TrainConfig) -> bool:
+    """Next-token prediction over a packed corpus; True when complete. The model is exported to OUT/model."""
+    prepare(config)
+    rows = config.micro_batch_tokens // config.sequence_length
+    data = PackedCorpus(config.data, "train", config.sequence_length, rows, config.seed)
+    batches, size = held_out(config.data, "valid", config.sequence_length, config.eval_tokens)
+    return _run(config, Trainer(config, starting_model(config), data, HeldOut(batches, size)))
+
+
+def sft(config: TrainConfig) -> bool:
+    """Loss on the answers of conversations only, from the model in `init`."""
+    if config.init is None:
+        raise ConfigError("sft starts from a trained model: set `init`, a model folder")
+    prepare(config)
+    tokenizer = Tokenizer.from_folder(tokenizer_folder(config))
+    train, valid = (
+        Conversations(
+            config.data / f"{split}.jsonl", tokenizer, config.sequence_length, config.micro_batch_tokens, config.seed
+        )
+        for split in ("train", "valid")
+    )
+    return _run(config, Trainer(config, starting_model(config), train, HeldOut(valid.all())))
+
+
+def _run(config: TrainConfig, trainer: Trainer) -> bool:
+    complete = trainer.run()
+    if complete:
+        export(trainer, config.out / "model")
+    return complete
+
+
+def tokenizer_folder(config: TrainConfig) -> Path:
+    folder = config.tokenizer or config.init
+    assert folder is not None  # TrainConfig.check
+    return folder
+
+
+def starting_model(config: TrainConfig) -> DeepseekV2:
+    """Random weights, or those of `init`, in float32."""
+    if config.init is not None:
+        with torch.device("meta"):
+            model = DeepseekV2(ModelConfig.from_folder(config.init))
+        loaded = load_weights(model, config.init, dtype=torch.float32)
+        return loaded.requires_grad_(True)
+    tokenizer = Tokenizer.from_folder(tokenizer_folder(config))
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.model.vocab_size} rows")
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "dtype": config.dtype}
+    model = DeepseekV2(dataclasses.replace(config.model, **special))  # type: ignore[arg-type]
+    model.initialise(torch.Generator().manual_seed(config.seed))
+    return model
+
+
+def export(trainer: Trainer, folder: Path) -> None:
+    """An official-format folder, the masters rounded to the training dtype."""
+    save_model(
+        trainer.model,
+        folder,
+        dtype=trainer.config.dtype,
+        tokenizer_from=tokenizer_folder(trainer.config),
+        generation=GENERATION,
+    )
