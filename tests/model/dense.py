@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from leadline.model.config import ModelConfig
 
@@ -44,11 +45,15 @@ MOE_16B = ModelConfig(
 )
 """DeepSeekMoE 16B: MHA, shared and routed experts."""
 
-_TINY = {"vocab_size": 320, "hidden_size": 64, "num_attention_heads": 4, "bos_token_id": 0, "eos_token_id": 1}
+_TINY: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 
-TINY_MHA = dataclasses.replace(
-    DENSE_7B, **_TINY, intermediate_size=96, num_hidden_layers=2, num_key_value_heads=4
-)
+TINY_MHA = dataclasses.replace(DENSE_7B, **_TINY, intermediate_size=96, num_hidden_layers=2, num_key_value_heads=4)
 TINY_GQA = dataclasses.replace(TINY_MHA, num_key_value_heads=2)
 TINY_MQA = dataclasses.replace(TINY_MHA, num_key_value_heads=1, head_dim=24)
 TINY_MOE_16B = dataclasses.replace(

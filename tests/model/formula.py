@@ -1,8 +1,8 @@
 """The paper's equations in float64, one token and one expert at a time: what the fast forms are measured against.
 
-Written apart from the package and read against the paper: it shares no code with `leadline.model` but the configuration. Angles
-are float32, as published implementations have them; everything else is float64. Weights are read by the hub's names from any
-state dict and widened where they are used.
+Written apart from the package and read against the paper: it shares no code with `leadline.model` but the
+configuration. Angles are float32, as published implementations have them; everything else is float64. Weights are read
+by the hub's names from any state dict and widened where they are used.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def angles(config: ModelConfig, positions: range) -> tuple[Tensor, Tensor]:
 
 
 def frequencies(config: ModelConfig) -> Tensor:
-    """YaRN: unchanged where a dimension turns more than beta_fast times in the original length, divided by the factor where
-    it turns less than beta_slow times, a linear ramp between the two dimensions. float32 throughout, as published."""
+    """YaRN: unchanged where a dimension turns more than beta_fast times in the original length, divided by the factor
+    where it turns less than beta_slow times, a linear ramp between the two dimensions. float32, as published."""
     width = config.qk_rope_head_dim if config.kv_lora_rank is not None else config.plain_head_dim
     power_P = config.rope_theta ** (torch.arange(0, width, 2).float() / width)
     if config.yarn is None:
@@ -140,7 +140,7 @@ def swiglu(config: ModelConfig, weights: Weights, name: str, x: Tensor) -> Tenso
 
 
 def choose(config: ModelConfig, scores: Sequence[float]) -> dict[int, float]:
-    """Expert to gate of one token: device-limited top-k (2.2.2), gates as the published weights use them (eq. 20-22)."""
+    """Expert to gate of one token: device-limited top-k (2.2.2), gates as the published weights use them."""
     experts = range(len(scores))
     if config.topk_method == "group_limited_greedy":
         size = len(scores) // config.n_group

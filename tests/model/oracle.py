@@ -15,7 +15,7 @@ from leadline.model.config import V2, V2_LITE, ModelConfig
 from leadline.model.transformer import DeepseekV2
 from tests.fixtures import TINY_LITE, TINY_V2
 
-LONG = {"qk_rope_head_dim": 64, "yarn": V2.yarn, "max_position_embeddings": 163840}
+LONG: dict[str, Any] = {"qk_rope_head_dim": 64, "yarn": V2.yarn, "max_position_embeddings": 163840}
 NARROW_V2 = dataclasses.replace(TINY_V2, **LONG)
 """Tiny V2 (groups, query compression, scaling 16) with the published rope: 64 wide, YaRN 40 over 4,096."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import hypothesis
@@ -24,7 +25,7 @@ def by_the_paper(routing: Routing, starts: Sequence[int], factors: BalanceConfig
     size = EXPERTS // DEVICES
     chosen, scores = routing.expert_ids_TK.tolist(), routing.scores_TE.tolist()
     total = 0.0
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in itertools.pairwise(starts):
         tokens, length = range(start, end), end - start
         f = [EXPERTS / (TOP_K * length) * sum(e in chosen[t] for t in tokens) for e in range(EXPERTS)]  # eq. 24
         p = [sum(scores[t][e] for t in tokens) / length for e in range(EXPERTS)]  # eq. 25

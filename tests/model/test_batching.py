@@ -1,6 +1,7 @@
 """A token's result does not depend on its company: the house's rule 6 on the plain PyTorch path.
 
-In float64 every way to compute a sequence agrees to rounding; in float32 the greedy ids are the same and logprobs within 1e-4.
+In float64 every way to compute a sequence agrees to rounding; in float32 the greedy ids are the same and logprobs are
+within 1e-4.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
 
 from leadline.model.batch import ForwardBatch
 from leadline.model.cache import PagedCache
@@ -78,7 +78,8 @@ def test_any_schedule_of_sequences_gives_each_its_own_result(config: ModelConfig
     shuffled = data.draw(st.permutations(range(4 * -(-40 // page_size))), label="pages")
     tables = [shuffled[i * -(-40 // page_size) : (i + 1) * -(-40 // page_size)] for i in range(len(lengths))]
     cache = PagedCache(config, len(shuffled), dtype=torch.float64, page_size=page_size)
-    done, logits = [0] * len(lengths), [[] for _ in lengths]  # type: list[int], list[list[Tensor]]
+    done = [0] * len(lengths)
+    logits: list[list[torch.Tensor]] = [[] for _ in lengths]
     while any(count < length for count, length in zip(done, lengths, strict=True)):
         ready = [s for s in range(len(lengths)) if done[s] < lengths[s]]
         chosen = data.draw(st.lists(st.sampled_from(ready), unique=True, min_size=1), label="who")

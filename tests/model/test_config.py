@@ -56,7 +56,9 @@ OLD_SPELLING: dict[str, Any] = {
 
 
 def new_spelling() -> dict[str, Any]:
-    raw = {name: value for name, value in OLD_SPELLING.items() if name not in ("rope_theta", "rope_scaling", "torch_dtype")}
+    raw = {
+        name: value for name, value in OLD_SPELLING.items() if name not in ("rope_theta", "rope_scaling", "torch_dtype")
+    }
     rope = {name: value for name, value in OLD_SPELLING["rope_scaling"].items() if name != "type"}
     return {**raw, "dtype": "bfloat16", "rope_parameters": {**rope, "rope_type": "yarn", "rope_theta": 10000.0}}
 
@@ -75,7 +77,15 @@ def test_published_models_have_exactly_their_parameters(config: ModelConfig, tot
 
 @pytest.mark.parametrize(
     "config",
-    [*PRESETS.values(), TINY_V2, TINY_LITE, DENSE_7B, DENSE_67B, MOE_16B, dataclasses.replace(TINY_V2, attention_bias=True)],
+    [
+        *PRESETS.values(),
+        TINY_V2,
+        TINY_LITE,
+        DENSE_7B,
+        DENSE_67B,
+        MOE_16B,
+        dataclasses.replace(TINY_V2, attention_bias=True),
+    ],
 )
 def test_the_count_from_the_config_is_the_modules(config: ModelConfig) -> None:
     with torch.device("meta"):
@@ -140,7 +150,10 @@ def test_written_and_read_again(config: ModelConfig, tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "yarn", "factor": 2}}, "lacks original_max_position_embeddings"),
         ({"n_group": 3}, "n_routed_experts 8 is not a multiple of n_group 3"),
         ({"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 3}, "topk_group 3 is more than n_group 2"),
-        ({"topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 2}, "num_experts_per_tok 3 is more than 2"),
+        (
+            {"topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 2},
+            "num_experts_per_tok 3 is more than 2",
+        ),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok 9 is more than 8"),
         ({"hidden_size": 0}, "hidden_size must be a positive whole number"),
         ({"hidden_size": "64"}, "hidden_size must be a positive whole number"),

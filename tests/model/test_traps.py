@@ -162,19 +162,23 @@ def test_t06_the_softmax_scale_holds_mscale_squared() -> None:
 def test_t06_without_mscale_the_result_is_wrong_from_the_second_token_on() -> None:
     model, tokens = build(NARROW_V2, torch.float64), sample_tokens(NARROW_V2, 4)
     right = expanded(model, tokens)
-    for layer in model.model.layers:
-        layer.self_attn.scale = NARROW_V2.qk_head_dim**-0.5
+    set_scale(model, NARROW_V2.qk_head_dim**-0.5)
     wrong = expanded(model, tokens)
     assert relative_error(wrong[0], right[0]) < 1e-12
     assert relative_error(wrong[1:], right[1:]) > 1e-3
+
+
+def set_scale(model: DeepseekV2, scale: float) -> None:
+    for module in model.modules():
+        if isinstance(module, MLA):
+            module.scale = scale
 
 
 def test_t07_the_absorbed_form_has_the_same_scale() -> None:
     model, tokens = build(NARROW_V2, torch.float64), sample_tokens(NARROW_V2, 40)
     right = expanded(model, tokens)
     assert relative_error(paged(model, tokens, [40]), right) < 1e-12
-    for layer in model.model.layers:
-        layer.self_attn.scale = NARROW_V2.cache_row**-0.5
+    set_scale(model, NARROW_V2.cache_row**-0.5)
     assert relative_error(paged(model, tokens, [40]), right) > 1e-3
 
 
@@ -362,9 +366,7 @@ def test_t18_the_balance_loss_reads_the_full_softmax_per_sequence() -> None:
         chosen, scores = routing.expert_ids_TK[start:end], routing.scores_TE[start:end]
         length = end - start
         by_hand.append(
-            sum(
-                8 / (3 * length) * (chosen == e).sum().item() * sum(scores[:, e].tolist()) / length for e in range(8)
-            )
+            sum(8 / (3 * length) * (chosen == e).sum().item() * sum(scores[:, e].tolist()) / length for e in range(8))
         )
     loss = balance_loss(routing, sequence_ids((0, 7, 9)), 2, TINY_V2, BalanceConfig(expert=0.003))
     assert loss.item() == pytest.approx(0.003 * sum(by_hand) / 2, rel=1e-6)
@@ -409,7 +411,7 @@ def test_t21_weights_begin_with_the_papers_spread() -> None:
 
 
 def test_t21_no_token_is_dropped_outside_training() -> None:
-    """The model itself never drops: every choice is a real expert, and training and evaluation mode agree to the bit."""
+    """The model itself never drops: every choice is a real expert, and train and eval mode agree to the bit."""
     model, tokens = build(TINY_V2), sample_tokens(TINY_V2, 50)
     with torch.no_grad():
         batch = ForwardBatch.packed([50])
@@ -444,8 +446,12 @@ def test_t36_the_norms_weight_multiplies_after_the_cast() -> None:
     norm = RMSNorm(128, 1e-6).bfloat16()
     with torch.no_grad():
         norm.weight.copy_(torch.randn(128, generator=generator))
-        cast_first = norm.weight * (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6)).bfloat16()
-        cast_last = (norm.weight.float() * x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6)).bfloat16()
+        cast_first = (
+            norm.weight * (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6)).bfloat16()
+        )
+        cast_last = (
+            norm.weight.float() * x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6)
+        ).bfloat16()
         assert torch.equal(norm(x), cast_first)
     assert not torch.equal(cast_first, cast_last)
 
@@ -460,5 +466,7 @@ def test_t40_absorption_changes_bf16_rounding_and_nothing_else() -> None:
     for dtype, least, most in ((torch.float64, 0.0, 1e-12), (torch.float32, 0.0, 1e-4), (torch.bfloat16, 1e-6, 0.1)):
         model = build(NARROW_V2, dtype, std=0.08)
         with torch.no_grad():
-            drift = (paged(model, tokens, [40]) - expanded(model, tokens)).norm(dim=-1) / expanded(model, tokens).norm(dim=-1)
+            drift = (paged(model, tokens, [40]) - expanded(model, tokens)).norm(dim=-1) / expanded(model, tokens).norm(
+                dim=-1
+            )
         assert least <= drift.median().item() <= most

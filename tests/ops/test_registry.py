@@ -1,0 +1,139 @@
+"""Generated from the registry: every kernel of every op on every case, in every dtype, forward and every gradient.
+
+What is right is the op's own reference in float64 on the same numbers; the references are held against the paper's
+equations and transformers in tests/model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import leadline.ops
+import leadline.train.loss
+from leadline.ops.attention import expanded_attention
+from leadline.ops.dispatch import OPS, Op
+from leadline.ops.experts import grouped_ffn, grouped_ffn_on_gpu
+from tests.ops.cases import CASES, Case
+from tests.ops.compare import TOLERANCE, difference
+
+# Importing a module registers its ops; the loss has one of its own.
+for module in pkgutil.iter_modules(leadline.ops.__path__):
+    importlib.import_module(f"leadline.ops.{module.name}")
+
+GPU_ONLY = {("grouped_ffn", "grouped_mm")}
+"""Kernels that no CPU tensor reaches; tested by themselves below."""
+
+Run = tuple[Op[..., Any], str, Case, torch.dtype, bool]
+
+
+def implementations(each: Op[..., Any]) -> dict[str, Callable[..., Any]]:
+    return {"reference": each.reference, **{kernel.name: kernel.function for kernel in each.kernels}}
+
+
+def accepts(each: Op[..., Any], name: str, case: Case, dtype: torch.dtype, training: bool) -> bool:
+    with torch.set_grad_enabled(training):
+        return name == "reference" or any(k.name == name and k.when(*case.make(dtype)) for k in each.kernels)
+
+
+def runs() -> Iterator[Any]:
+    for each in OPS.values():
+        for name in implementations(each):
+            for case in CASES.get(each.name, []):
+                for dtype in case.types:
+                    for training in (False, True) if case.gradients else (False,):
+                        if accepts(each, name, case, dtype, training):
+                            mode = "gradients" if training else "forward"
+                            label = f"{each.name}-{name}-{case.name}-{str(dtype)[6:]}-{mode}".replace(" ", "_")
+                            yield pytest.param(each, name, case, dtype, training, id=label)
+
+
+RUNS = list(runs())
+
+
+def as_tuple(output: Any) -> tuple[Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
+
+
+def evaluate(function: Callable[..., Any], arguments: tuple[Any, ...], by: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The outputs, and the gradients of a fixed combination of them by the arguments at `by`."""
+    if not by:
+        with torch.no_grad():
+            return as_tuple(function(*arguments))
+    arguments = tuple(a.detach().requires_grad_() if i in by else a for i, a in enumerate(arguments))
+    outputs = as_tuple(function(*arguments))
+    floating = [output for output in outputs if output.requires_grad]
+    generator = torch.Generator().manual_seed(9)
+    seeds = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in floating]
+    gradients = torch.autograd.grad(floating, [arguments[i] for i in by], seeds)
+    return *(output.detach() for output in outputs), *gradients
+
+
+def to_float64(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
+
+
+@pytest.mark.parametrize(("each", "name", "case", "dtype", "training"), RUNS)
+def test_kernel_is_its_reference(each: Op[..., Any], name: str, case: Case, dtype: torch.dtype, training: bool) -> None:
+    by = case.gradients if training else ()
+    actual = evaluate(implementations(each)[name], case.make(dtype), by)
+    expected = evaluate(each.reference, to_float64(case.make(dtype)), by)
+    rounded = evaluate(each.reference, case.make(dtype), by)
+    assert [(a.shape, a.dtype) for a in actual] == [(r.shape, r.dtype) for r in rounded]
+    found = [difference(a, e, TOLERANCE[dtype]) for a, e in zip(actual, expected, strict=True)]
+    assert found == [None] * len(found)
+
+
+def test_every_op_has_cases_and_every_case_an_op() -> None:
+    assert set(CASES) == set(OPS)
+
+
+def test_every_kernel_is_reached_by_a_case() -> None:
+    reached = {(run.values[0].name, run.values[1]) for run in RUNS}
+    registered = {
+        (each.name, kernel.name) for each in OPS.values() for kernel in each.kernels if kernel.name != "inductor"
+    }
+    assert registered - reached == GPU_ONLY & registered
+
+
+@pytest.mark.parametrize("name", implementations(expanded_attention))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_document_does_not_touch_its_neighbours(name: str, value: float) -> None:
+    q, k, v, starts, scale = CASES["expanded_attention"][0].make(torch.float32)
+    healthy = implementations(expanded_attention)[name](q, k, v, starts, scale)
+    k, v = k.clone(), v.clone()
+    k[starts[1] : starts[2]], v[starts[1] : starts[2]] = value, value
+    broken = implementations(expanded_attention)[name](q, k, v, starts, scale)
+    for document in (0, 2):
+        rows = slice(starts[document], starts[document + 1])
+        assert torch.equal(broken[rows], healthy[rows])
+
+
+@pytest.mark.parametrize("case", CASES["grouped_ffn"], ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gpus_grouped_ffn_on_a_cpu(case: Case, dtype: torch.dtype) -> None:
+    """`grouped_mm` runs on both, so that its use is tested without a GPU."""
+    arguments = case.make(dtype)
+    if arguments[0].shape[0] == 0:
+        return  # a pass without tokens never reaches the experts
+    actual = evaluate(grouped_ffn_on_gpu, arguments, case.gradients)
+    expected = evaluate(grouped_ffn.reference, to_float64(arguments), case.gradients)
+    found = [difference(a, e, TOLERANCE[dtype]) for a, e in zip(actual, expected, strict=True)]
+    assert found == [None] * len(found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES["grouped_ffn"][:4], ids=lambda case: case.name)
+def test_the_gpus_grouped_ffn_on_its_gpu(case: Case) -> None:
+    arguments = tuple(argument.cuda() for argument in case.make(torch.bfloat16))
+    assert grouped_ffn.choose(*arguments) is grouped_ffn_on_gpu
+    actual = evaluate(grouped_ffn, arguments, case.gradients)
+    expected = evaluate(grouped_ffn.reference, to_float64(arguments), case.gradients)
+    found = [difference(a.cpu(), e.cpu(), TOLERANCE[torch.bfloat16]) for a, e in zip(actual, expected, strict=True)]
+    assert found == [None] * len(found)
