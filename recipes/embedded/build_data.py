@@ -1,21 +1,27 @@
 """Make the embedded model's data: clean documents for pre-training, conversations for fine-tuning.
 
-    python recipes/embedded/build_data.py documents RAW OUT     one JSONL file a source, for corpus.toml
-    python recipes/embedded/build_data.py chats RAW OUT         train.jsonl and valid.jsonl of messages
+    python recipes/embedded/build_data.py documents RAW OUT     OUT/documents/<source>.jsonl, for corpus.toml
+    python recipes/embedded/build_data.py chats RAW OUT         OUT/sft/train.jsonl and valid.jsonl, for sft.toml
+    python recipes/embedded/build_data.py tokenizer RAW OUT     OUT/tokenizer, trained on both
 
-RAW is the folder that holds the raw sources (see leadline/embedded/ATTRIBUTION.md). The same input gives the same bytes.
+RAW is the folder with the raw sources (leadline/embedded/ATTRIBUTION.md). The same input gives the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import chats
 import sources
 from sources import Document
+
+VOCAB_SIZE = 4096
+PROMPTS = (Path(__file__).parent / "prompts.txt", Path(__file__).parents[2] / "tests" / "e2e" / "prompts.txt")
 
 
 def write_jsonl(path: Path, documents: Iterable[Document]) -> int:
@@ -29,6 +35,9 @@ def write_jsonl(path: Path, documents: Iterable[Document]) -> int:
             count += 1
     partial.replace(path)
     return count
+
+
+# ----------------------------------------------------------------------------------------------------- pre-training
 
 
 def document_sources(raw: Path, words: Counter[str]) -> dict[str, Iterable[Document]]:
@@ -48,15 +57,90 @@ def document_sources(raw: Path, words: Counter[str]) -> dict[str, Iterable[Docum
 
 
 def documents(raw: Path, out: Path) -> None:
-    words = sources.count_words(raw)
+    words, tested = sources.count_words(raw), Tested()
     for name, found in document_sources(raw, words).items():
-        print(f"{name:20s} {write_jsonl(out / f'{name}.jsonl', found):7,d} documents")
+        kept = (document for document in found if not tested.touches(texts_of(document)))
+        print(f"{name:20s} {write_jsonl(out / 'documents' / f'{name}.jsonl', kept):7,d} documents")
+
+
+# ------------------------------------------------------------------------------------------------------ fine-tuning
+
+
+def normalised(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+class Tested:
+    """The fixed test prompts: no document may hold one of them or eight words of one in a row."""
+
+    def __init__(self) -> None:
+        prompts = [normalised(line) for path in PROMPTS for line in path.read_text(encoding="utf-8").split("\n")
+                   if line and not line.startswith("#")]  # fmt: skip
+        self.whole = {" ".join(prompt) for prompt in prompts}
+        self.grams = {tuple(prompt[at : at + 8]) for prompt in prompts for at in range(len(prompt) - 7)}
+
+    def touches(self, texts: list[str]) -> bool:
+        return any(self._touches(normalised(text)) for text in texts)
+
+    def _touches(self, words: list[str]) -> bool:
+        long_run = any(tuple(words[at : at + 8]) in self.grams for at in range(len(words) - 7))
+        return long_run or " ".join(words) in self.whole
+
+
+def texts_of(document: Document) -> list[str]:
+    return [document["text"]] if "text" in document else [turn["content"] for turn in document["messages"]]
+
+
+def conversations(raw: Path) -> Iterator[tuple[str, Document]]:
+    """(kind, chat), each once, none that touches a test prompt."""
+    tested, seen = Tested(), set[str]()
+    for kind, found in chats.all_chats(raw, sources.count_words(raw)).items():
+        for turns in found:
+            key = "\n".join(turns)
+            if key not in seen and not tested.touches(turns):
+                seen.add(key)
+                yield kind, sources.chat(*turns)
+
+
+def write_chats(raw: Path, out: Path) -> None:
+    """Two in a hundred are held out, by the hash of the first question, so that a question is on one side only."""
+    sides: dict[bool, list[Document]] = {False: [], True: []}
+    counts: Counter[str] = Counter()
+    for kind, document in conversations(raw):
+        counts[kind] += 1
+        question = " ".join(normalised(document["messages"][0]["content"]))
+        sides[kind != "identity" and sources.share(question, 2)].append(document)
+    for held_out, name in ((False, "train"), (True, "valid")):
+        ordered = sorted(sides[held_out], key=lambda document: sources.order_key(json.dumps(document)))
+        print(f"{name}: {write_jsonl(out / 'sft' / f'{name}.jsonl', ordered):,} conversations")
+    print(", ".join(f"{kind} {count:,}" for kind, count in counts.items()))
+
+
+# --------------------------------------------------------------------------------------------------------- tokenizer
+
+
+def tokenizer_texts(out: Path) -> Iterator[str]:
+    """Every document, a chat as the template writes it: the words that open a turn deserve tokens of their own."""
+    for path in (*sorted((out / "documents").glob("*.jsonl")), out / "sft" / "train.jsonl"):
+        for document in sources.read_jsonl(path):
+            turns = document.get("messages", [])
+            forms = {"user": "User: {}\n\n", "assistant": "Assistant: {}"}
+            yield document.get("text") or "".join(forms[turn["role"]].format(turn["content"]) for turn in turns)
+
+
+def train_tokenizer(raw: Path, out: Path) -> None:
+    from leadline.tokenizer import train_bpe
+
+    train_bpe(tokenizer_texts(out), VOCAB_SIZE, out / "tokenizer")
+
+
+STEPS = {"documents": documents, "chats": write_chats, "tokenizer": train_tokenizer}
 
 
 def main(arguments: list[str]) -> None:
-    if len(arguments) != 3 or arguments[0] != "documents":
+    if len(arguments) != 3 or arguments[0] not in STEPS:
         sys.exit(__doc__)
-    documents(Path(arguments[1]), Path(arguments[2]))
+    STEPS[arguments[0]](Path(arguments[1]), Path(arguments[2]))
 
 
 if __name__ == "__main__":

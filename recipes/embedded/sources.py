@@ -58,6 +58,11 @@ def share(key: str, percent: int) -> bool:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) % 100 < percent
 
 
+def order_key(key: str) -> bytes:
+    """A place in an order that mixes everything, the same on every machine."""
+    return hashlib.blake2b(key.encode(), digest_size=8).digest()
+
+
 def chat(*turns: str) -> Document:
     roles = ("user", "assistant")
     return {"messages": [{"role": roles[at % 2], "content": turn} for at, turn in enumerate(turns)]}
@@ -394,11 +399,12 @@ def countries(folder: Path) -> Iterator[dict[str, str]]:
         name = field(book, "Government", "Country name", "conventional short form")
         name = re.sub(r"\s*\(.*\)$", "", name)
         capital = re.split(r"[;(,]", field(book, "Government", "Capital", "name"))[0].strip()
+        name = {"DRC": "Congo"}.get(name, name)
         if name and name != "none" and capital and name.isascii() and capital.isascii() and "no " not in capital:
             yield {
                 "name": spoken_name(name), "capital": capital, "background": field(book, "Introduction", "Background"),
                 "people": rounded_people(field(book, "People and Society", "Population", "total")),
-                "place": re.split(r"[;(]", field(book, "Geography", "Location"))[0].strip(),
+                "place": re.sub("^Middle East", "the Middle East", re.split(r"[;(]", field(book, "Geography", "Location"))[0].strip()),
                 "climate": re.split(r"[;(]", field(book, "Geography", "Climate"))[0].strip(),
                 "languages": first_languages(field(book, "People and Society", "Languages", "Languages")),
                 "adjective": field(book, "People and Society", "Nationality", "adjective"),
@@ -428,6 +434,9 @@ def first_languages(text: str) -> str:
 
 def capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+DIRECTION = re.compile(r"^(North|South|East|West|Central)(ern|eastern|western)?(?= )(?! America| Africa)")
 
 
 def country_text(fact: dict[str, str]) -> str:
