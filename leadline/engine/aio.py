@@ -101,6 +101,7 @@ class AsyncEngine:
             if name in self._streams:
                 raise InvalidRequest(f"request id {name!r} is in use")
             self._streams[name] = stream
+            self._cancelling = [other for other in self._cancelling if other != name]  # meant an earlier request
             self._arriving.append(stream)
             self._changed.notify()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from leadline.ops.dispatch import op
 
-NUCLEUS = 256  # the likeliest tokens nearly always hold top_p of the mass: try these before sorting all
+NUCLEUS = (256, 4096, 1 << 62)  # the few likeliest nearly always hold top_p of the mass: sort all only if not
 
 
 @op
@@ -49,11 +49,11 @@ def distribution(logits_V: Tensor, temperature: float, top_k: int, top_p: float,
 
 def _nucleus_edge(probs_V: Tensor, top_p: float) -> Tensor:
     """The least probability in the smallest set of likeliest tokens whose mass reaches `top_p`."""
-    values = probs_V.topk(min(NUCLEUS, len(probs_V))).values
-    mass = values.cumsum(0, dtype=torch.float64)
-    if mass[-1] < top_p and len(values) < len(probs_V):
-        values = probs_V.sort(descending=True).values
+    for count in NUCLEUS:
+        values = probs_V.topk(count).values if count < len(probs_V) else probs_V.sort(descending=True).values
         mass = values.cumsum(0, dtype=torch.float64)
+        if mass[-1] >= top_p or len(values) == len(probs_V):
+            break
     return values[(mass < top_p).sum().clamp(max=len(values) - 1)]
 
 
