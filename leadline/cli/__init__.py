@@ -49,7 +49,6 @@ _EXTRAS = {
     "numpy": "engine",
     "safetensors": "engine",
     "huggingface_hub": "engine",
-    "modelscope": "modelscope",
     "fastapi": "server",
     "uvicorn": "server",
     "prometheus_client": "server",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import importlib.resources
 import json
 import platform
 from pathlib import Path
@@ -14,6 +13,7 @@ from cyclopts import Parameter
 
 from leadline import __version__
 from leadline.checkpoint.machine import Machine, read_machine
+from leadline.checkpoint.source import EMBEDDED
 from leadline.cli import hardware
 
 # The PyTorch versions the tests were run with; older ones are refused by the package, newer ones are likely to work.
@@ -21,7 +21,6 @@ TESTED_TORCH = ((2, 11), (2, 13))
 EXTRAS = {
     "engine": ("torch", "numpy", "safetensors", "huggingface-hub"),
     "server": ("fastapi", "uvicorn", "prometheus-client"),
-    "modelscope": ("modelscope",),
 }
 GIB = 1 << 30
 MARKS = {"ok": "[green]ok[/]", "limited": "[yellow]limited[/]", "missing": "[red]missing[/]"}
@@ -128,10 +127,9 @@ def _extra(name: str) -> Finding:
 
 
 def _embedded() -> Finding:
-    folder = importlib.resources.files("leadline.embedded")
-    sizes = [Path(str(file)).stat().st_size for file in folder.iterdir() if file.name.endswith(".safetensors")]
-    if sizes and folder.joinpath("config.json").is_file():
-        return Finding("embedded model", "ok", f"{sum(sizes) / 1e6:.1f} MB")
+    weights = list(EMBEDDED.glob("*.safetensors"))
+    if weights and (EMBEDDED / "config.json").is_file():
+        return Finding("embedded model", "ok", f"{sum(file.stat().st_size for file in weights) / 1e6:.1f} MB")
     return Finding("embedded model", "missing", "not in this build", "name another with --model")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,11 @@ def test_a_poor_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     states = {each.name: each.state for each in doctor.examine(0)}
     assert states["memory"] == states["disk"] == states["processor"] == "limited"
     assert states["compiler"] == states["gpu"] == "missing"
+
+
+def test_the_embedded_model_is_weighed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "EMBEDDED", tmp_path)
+    assert finding("embedded model").state == "missing"
+    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors").write_bytes(bytes(1_500_000))
+    assert finding("embedded model").value == "1.5 MB"
