@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MODELSCOPE_ENDPOINT = "https://modelscope.cn"
 ATTEMPTS = 5
-BLOCK_BYTES = 1 << 20
 _BAR_FROM_BYTES = 8 << 20
 
 _WANTED = re.compile(
@@ -81,14 +80,10 @@ class HuggingFace:
         return _hugging_face_cache()
 
     def read_config(self) -> ModelConfig:
-        from huggingface_hub import hf_hub_download
-
         with _hugging_face_errors(self.name):
-            path = hf_hub_download(self.name, "config.json")
-        return ModelConfig.from_folder(Path(path).parent)
+            return ModelConfig.from_folder(self._download("config.json").parent)
 
     def fetch(self, *, progress: bool | None = None) -> Path:
-        from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         if progress is False or (progress is None and not sys.stderr.isatty()):
@@ -96,13 +91,21 @@ class HuggingFace:
         with _hugging_face_errors(self.name):
             revision, files = self._list()
             if revision is None:  # no network: what an earlier run brought, whose weights are checked like any folder's
-                return Path(hf_hub_download(self.name, "config.json", local_files_only=True)).parent
+                return self._download("config.json", local_files_only=True).parent
             missing = [file for file in files if self._is_missing(file, revision)]
             if missing:
                 check_space(_hugging_face_cache(), sum(file.size for file in missing))
             for file in missing:
-                check_file(Path(hf_hub_download(self.name, file.path, revision=revision)), file)
-            return Path(hf_hub_download(self.name, "config.json", revision=revision)).parent
+                check_file(self._download(file.path, revision=revision), file)
+            return self._download("config.json", revision=revision).parent
+
+    def _download(self, path: str, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        place = hf_hub_download(
+            self.name, path, revision=revision, endpoint=_endpoint(), local_files_only=local_files_only
+        )
+        return Path(place)
 
     def _list(self) -> tuple[str | None, list[RemoteFile]]:
         """The revision's commit and its files; no commit when the hub cannot be reached."""
@@ -110,7 +113,7 @@ class HuggingFace:
         from huggingface_hub import HfApi
 
         try:
-            info = HfApi().model_info(self.name, files_metadata=True)
+            info = HfApi(endpoint=_endpoint()).model_info(self.name, files_metadata=True)
         except (httpx2.TransportError, ConnectionError, TimeoutError):
             return None, []
         siblings = [file for file in info.siblings or [] if is_wanted(file.rfilename)]
@@ -122,6 +125,10 @@ class HuggingFace:
         from huggingface_hub import try_to_load_from_cache
 
         return not isinstance(try_to_load_from_cache(self.name, file.path, revision=revision), str)
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT")
 
 
 def _hugging_face_cache() -> Path:
@@ -240,7 +247,7 @@ def _append(client: httpx2.Client, url: str, part: Path, size: int, advance: Cal
         with client.stream("GET", url, headers=headers) as response:
             response.raise_for_status()
             with part.open("ab" if response.status_code == 206 else "wb") as out:
-                for block in response.iter_bytes(BLOCK_BYTES):
+                for block in response.iter_raw():  # as it comes: a larger block would be lost with the connection
                     out.write(block)
                     advance(len(block))
     except httpx2.HTTPStatusError as error:
