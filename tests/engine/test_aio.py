@@ -14,7 +14,7 @@ import pytest
 
 from leadline.engine.aio import AsyncEngine
 from leadline.engine.engine import Engine
-from leadline.engine.types import EngineOutput, EngineRequest
+from leadline.engine.types import EngineOutput, EngineProtocol, EngineRequest
 from leadline.errors import ContextLengthExceeded, EngineDead, EngineOverloaded, InvalidRequest
 from tests.engine.models import drain, generate, make_engine, prompt, request, tokens
 
@@ -118,6 +118,16 @@ def test_cancel_before_the_first_token() -> None:
         await collect(first)
 
     run(slowly(make_engine(max_num_seqs=1)), scenario)
+
+
+def test_a_cancel_means_the_request_of_its_time() -> None:
+    async def scenario(served: EngineProtocol) -> None:
+        for _ in range(5):
+            served.cancel("r")
+            outputs = await collect(served.submit(request("r", prompt(5))))
+            assert outputs[-1].finish_reason == "length"
+
+    run(make_engine(), scenario)
 
 
 def test_mistakes_are_raised_and_harm_nobody() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from leadline.engine.fake import ANSWER, FakeEngine
-from leadline.engine.types import EngineOutput, EngineRequest, SamplingParams
+from leadline.engine.types import EngineOutput, EngineProtocol, EngineRequest, SamplingParams
 from leadline.errors import ContextLengthExceeded, EngineDead, EngineOverloaded, InvalidRequest
 from tests.engine.vocabulary import ByteTokenizer
 
@@ -22,7 +22,7 @@ async def collect(stream: AsyncIterator[EngineOutput]) -> list[EngineOutput]:
     return [output async for output in stream]
 
 
-def run(engine: FakeEngine, wanted: EngineRequest) -> list[EngineOutput]:
+def run(engine: EngineProtocol, wanted: EngineRequest) -> list[EngineOutput]:
     return asyncio.run(collect(engine.submit(wanted)))
 
 
