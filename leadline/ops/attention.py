@@ -99,8 +99,8 @@ def group_documents(starts: tuple[int, ...], waste: float = 1.15) -> DocumentGro
 
 
 class _DocumentAttention(torch.autograd.Function):
-    """Documents of like length at a time, as plain batched GEMMs: on a CPU several times faster backward than SDPA, a call a
-    document. The attention weights are kept: about H L^2 elements a document."""
+    """Documents of like length at a time, as plain batched GEMMs: on a CPU several times faster backward than SDPA, a
+    call a document. The attention weights are kept: about H L^2 elements a document."""
 
     @staticmethod
     def forward(ctx: Any, q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, groups: DocumentGroups, scale: float) -> Tensor:

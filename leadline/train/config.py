@@ -27,8 +27,8 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One stage. `data` is a corpus folder for pre-training and a folder of train.jsonl and valid.jsonl for SFT; `init` is the
-    model folder a stage starts from (none: random weights of shape `model`)."""
+    """One stage. `data` is a corpus folder for pre-training and a folder of train.jsonl and valid.jsonl for SFT; `init`
+    is the model folder a stage starts from (none: random weights of shape `model`)."""
 
     out: Path
     data: Path

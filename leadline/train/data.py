@@ -1,7 +1,7 @@
 """Batches: packed documents for pre-training, conversations for SFT.
 
-Both are functions of a global index alone: batch i holds the same tokens whenever and by how many processes it is made, so
-a resumed run goes on with exactly what it would have seen.
+Both are functions of a global index alone: batch i holds the same tokens whenever and by how many processes it is made,
+so a resumed run goes on with exactly what it would have seen.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def make_batch(rows: list[list[Fragment]]) -> Batch:
 class PackedCorpus:
     """A corpus folder as an endless row of shuffled, packed documents; each pass over it has an order of its own.
 
-    A row is `sequence_length` consecutive tokens; a document that does not fit goes on in the next row, without its past.
+    A row is `sequence_length` consecutive tokens; a document that does not fit goes on in the next, without its past.
     """
 
     def __init__(self, folder: Path, split: str, sequence_length: int, rows: int, seed: int = 0) -> None:
@@ -86,11 +86,11 @@ class PackedCorpus:
         while offsets[place] < end:
             document, offset = order[place], offsets[place]
             first, last = max(begin, offset) - offset, min(end, offsets[place + 1]) - offset
-            fragments.append(self._fragment(document, int(first), int(last)))
+            fragments.append(self.fragment(document, int(first), int(last)))
             place += 1
         return fragments
 
-    def _fragment(self, document: int, first: int, last: int) -> Fragment:
+    def fragment(self, document: int, first: int, last: int) -> Fragment:
         """Tokens first..last of a document; the target of its very last token does not exist and weighs nothing."""
         start, end = self.starts[document], self.starts[document + 1]
         tokens = self.tokens[start + first : start + last].astype(np.int64)
@@ -136,9 +136,10 @@ def held_out(folder: Path, split: str, sequence_length: int, limit: int) -> tupl
     for document, (start, end) in enumerate(zip(corpus.starts, corpus.starts[1:], strict=False)):
         if limit and seen >= limit:
             break
-        for first in range(0, int(end - start), sequence_length):
-            row.append(corpus._fragment(document, first, min(first + sequence_length, int(end - start))))
-        seen += int(end - start)
+        length = int(end - start)
+        cuts = range(0, length, sequence_length)
+        row.extend(corpus.fragment(document, first, min(first + sequence_length, length)) for first in cuts)
+        seen += length
         if sum(len(fragment[0]) for fragment in row) >= 8 * sequence_length:
             batches.append(make_batch([row]))
             row = []
@@ -147,7 +148,7 @@ def held_out(folder: Path, split: str, sequence_length: int, limit: int) -> tupl
     return batches, round(manifest["bytes"] * seen / manifest["tokens"])
 
 
-# ---- conversations -----------------------------------------------------------------------------------------------------
+# ---- conversations -----------------------------------------------------------------------------------------------
 
 
 def read_conversations(path: Path) -> list[list[dict[str, str]]]:
@@ -189,7 +190,7 @@ def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, str]]) ->
 
 
 class Conversations:
-    """Whole conversations packed into passes of about `tokens` tokens; never split, an order of their own each epoch."""
+    """Whole conversations, never split, packed into passes of about `tokens` tokens; each epoch in another order."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer, max_length: int, tokens: int, seed: int = 0) -> None:
         encoded = (encode_conversation(tokenizer, messages) for messages in read_conversations(path))

@@ -1,8 +1,8 @@
 """The loop that pre-training and SFT share: passes, optimiser steps, held-out loss, checkpoints.
 
-A training step: tokens and document starts -> the model -> chunked cross-entropy + balance losses of every MoE layer ->
-backward -> clip -> AdamW on the masters -> one JSON line. A resumed run continues exactly: data is a function of the step, and
-the masters and moments are restored to the bit.
+A training step: tokens and document starts -> the model -> chunked cross-entropy + balance losses of every MoE layer
+-> backward -> clip -> AdamW on the masters -> one JSON line. A resumed run continues exactly: data is a function of the
+step, and the masters and moments are restored to the bit.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class HeldOut:
 
 
 def prepare(config: TrainConfig) -> None:
-    """Threads, compiled ops, and an allocator that keeps what it has: returning large blocks to the system and faulting them
-    in again costs a small model a third of its step."""
+    """Threads, compiled ops, and an allocator that keeps what it has: returning large blocks to the system and faulting
+    them in again costs a small model a third of its step."""
     config.check()
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
@@ -109,11 +109,12 @@ class Trainer:
         started = time.perf_counter()
         passes = self.config.batch_tokens // self.config.micro_batch_tokens
         lr = learning_rate(self.config.optimizer, self.step, self.config.steps)
-        losses, balances, tokens, routings = [], [], 0, ()
+        losses, balances, tokens = [], [], 0
+        routings: tuple[Routing, ...] = ()
         for i in range(passes):
             batch = self.data.batch(self.step * passes + i)
             loss, balance, routings = self.losses(batch)
-            ((loss + balance) / passes).backward()  # type: ignore[no-untyped-call]
+            ((loss + balance) / passes).backward()
             losses.append(loss.item())
             balances.append(balance.item())
             tokens += len(batch.tokens_T)
@@ -198,7 +199,7 @@ def load(routing: Routing) -> list[float]:
     """Each expert's share of the pairs times their number: 1 is even, 0 is dead."""
     experts = routing.scores_TE.shape[1]
     counts = torch.bincount(routing.expert_ids_TK.flatten(), minlength=experts)[:experts]
-    return (counts * experts / max(1, int(counts.sum()))).tolist()  # type: ignore[no-any-return]
+    return (counts * experts / max(1, int(counts.sum()))).tolist()
 
 
 LOOK_ONLY = {"log_every", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "threads", "compile", "out"}

@@ -78,7 +78,7 @@ def export(trainer: Trainer, folder: Path) -> None:
     save_model(
         trainer.model,
         folder,
-        dtype=trainer.config.dtype,
+        dtype=getattr(torch, trainer.config.dtype),
         tokenizer_from=tokenizer_folder(trainer.config),
         generation=GENERATION,
     )
