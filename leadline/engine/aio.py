@@ -151,8 +151,8 @@ class AsyncEngine:
             self._engine.add(stream.request)
         except Exception as error:
             wrapped = error if isinstance(error, LeadlineError) else EngineError(f"{type(error).__name__}: {error}")
-            self._give(stream.loop, [(stream, wrapped)])
             self._forget(stream.request.request_id)
+            self._give(stream.loop, [(stream, wrapped)])
 
     def _deliver(self, outputs: list[EngineOutput]) -> None:
         """One wake-up an event loop, however many answers moved."""
@@ -160,11 +160,11 @@ class AsyncEngine:
         for output in outputs:
             if (stream := self._streams.get(output.request_id)) is not None:
                 by_loop[stream.loop].append((stream, output))
-        for loop, items in by_loop.items():
-            self._give(loop, items)
         for output in outputs:
             if output.finish_reason is not None and not self._engine.knows(output.request_id):
-                self._forget(output.request_id)
+                self._forget(output.request_id)  # before its end is told: the id may be used again at once
+        for loop, items in by_loop.items():
+            self._give(loop, items)
 
     def _give(self, loop: asyncio.AbstractEventLoop, items: list[tuple[Stream, Item]]) -> None:
         def put() -> None:
