@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import App
+
+if TYPE_CHECKING:
+    from leadline.train.config import TrainConfig
 
 app = App(name="train", help="Train a model: a recipe in TOML, resumable at any moment.")
 
@@ -19,12 +23,17 @@ def _flags(overrides: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _stage(name: str, recipe: Path, overrides: tuple[str, ...]) -> int:
+def _config(recipe: Path, overrides: tuple[str, ...]) -> TrainConfig:
     from leadline.config import load
-    from leadline.train import stages
     from leadline.train.config import TrainConfig
 
-    config = load(TrainConfig, recipe, os.environ, _flags(overrides), prefix="LEADLINE_TRAIN_")
+    return load(TrainConfig, recipe, os.environ, _flags(overrides), prefix="LEADLINE_TRAIN_")
+
+
+def _stage(name: str, recipe: Path, overrides: tuple[str, ...]) -> int:
+    from leadline.train import stages
+
+    config = _config(recipe, overrides)
     complete = getattr(stages, name)(config)
     if complete:
         print(f"complete: {config.out / 'model'}")
@@ -53,6 +62,20 @@ def sft(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
         set: Override a field of the recipe, NAME=VALUE; may be repeated.
     """
     return _stage("sft", recipe, set)
+
+
+@app.command
+def export(recipe: Path, folder: Path, /, *, set: tuple[str, ...] = ()) -> None:
+    """Write the newest checkpoint of a run, finished or not, as a model folder.
+
+    Args:
+        recipe: The recipe of the run, a TOML file.
+        folder: Where to write the model.
+        set: Override a field of the recipe, NAME=VALUE; may be repeated.
+    """
+    from leadline.train.stages import export_newest
+
+    print(f"step {export_newest(_config(recipe, set), folder)}: {folder}")
 
 
 @app.command

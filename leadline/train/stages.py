@@ -9,13 +9,15 @@ import torch
 
 from leadline.checkpoint.save import save_model
 from leadline.checkpoint.weights import load_weights
-from leadline.errors import ConfigError
+from leadline.errors import ConfigError, DataError
 from leadline.model.config import ModelConfig
 from leadline.model.transformer import DeepseekV2
 from leadline.tokenizer import Tokenizer
+from leadline.train import checkpoints
 from leadline.train.config import TrainConfig
 from leadline.train.data import Conversations, PackedCorpus, held_out
-from leadline.train.loop import HeldOut, Trainer, prepare
+from leadline.train.loop import HeldOut, Trainer, cast, prepare
+from leadline.train.optim import MasterAdamW
 
 GENERATION = {"temperature": 0.7, "top_p": 0.95}
 
@@ -47,8 +49,21 @@ def sft(config: TrainConfig) -> bool:
 def _run(config: TrainConfig, trainer: Trainer) -> bool:
     complete = trainer.run()
     if complete:
-        export(trainer, config.out / "model")
+        export(trainer.model, config, config.out / "model")
     return complete
+
+
+def export_newest(config: TrainConfig, folder: Path) -> int:
+    """Write the newest checkpoint of a run, finished or not, as a model folder; the step it is from."""
+    config.check()
+    found = checkpoints.complete(config.out / "checkpoints")
+    if not found:
+        raise DataError(f"{config.out} holds no checkpoint")
+    state, tensors = checkpoints.load(found[-1])
+    model = cast(starting_model(config), getattr(torch, config.dtype))
+    MasterAdamW(model, config.optimizer).load(tensors)
+    export(model, config, folder)
+    return state.step
 
 
 def tokenizer_folder(config: TrainConfig) -> Path:
@@ -73,12 +88,7 @@ def starting_model(config: TrainConfig) -> DeepseekV2:
     return model
 
 
-def export(trainer: Trainer, folder: Path) -> None:
-    """An official-format folder, the masters rounded to the training dtype."""
-    save_model(
-        trainer.model,
-        folder,
-        dtype=getattr(torch, trainer.config.dtype),
-        tokenizer_from=tokenizer_folder(trainer.config),
-        generation=GENERATION,
-    )
+def export(model: DeepseekV2, config: TrainConfig, folder: Path) -> None:
+    """An official-format folder in the training dtype."""
+    dtype = getattr(torch, config.dtype)
+    save_model(model, folder, dtype=dtype, tokenizer_from=tokenizer_folder(config), generation=GENERATION)
