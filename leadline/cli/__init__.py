@@ -47,7 +47,6 @@ _ROOT_FLAGS = ("--help", "-h", "--version")
 _EXTRAS = {
     "torch": "engine",
     "numpy": "engine",
-    "safetensors": "engine",
     "huggingface_hub": "engine",
     "fastapi": "server",
     "uvicorn": "server",
