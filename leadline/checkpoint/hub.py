@@ -33,7 +33,7 @@ _BAR_FROM_BYTES = 8 << 20
 
 _WANTED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json"
-    r"|model[\w.-]*\.safetensors|LICENSE[\w.-]*"
+    r"|chat_template\.jinja|model[\w.-]*\.safetensors|LICENSE[\w.-]*"
 )
 
 

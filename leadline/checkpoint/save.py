@@ -27,7 +27,14 @@ from leadline.errors import CheckpointError, LeadlineError, ResourceError
 from leadline.model.transformer import DeepseekV2
 
 MAX_SHARD_BYTES = 4 << 30
-COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "LICENSE")
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "LICENSE",
+)
 """What a folder made from another one keeps of it."""
 
 _OURS = {"config.json", INDEX, *COPIED}
