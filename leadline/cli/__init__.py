@@ -47,6 +47,7 @@ _ROOT_FLAGS = ("--help", "-h", "--version")
 _EXTRAS = {
     "torch": "engine",
     "numpy": "engine",
+    "safetensors": "engine",
     "huggingface_hub": "engine",
     "fastapi": "server",
     "uvicorn": "server",

@@ -19,7 +19,7 @@ from leadline.cli import hardware
 # The PyTorch versions the tests were run with; older ones are refused by the package, newer ones are likely to work.
 TESTED_TORCH = ((2, 11), (2, 13))
 EXTRAS = {
-    "engine": ("torch", "numpy", "huggingface-hub"),
+    "engine": ("torch", "numpy", "safetensors", "huggingface-hub"),
     "server": ("fastapi", "uvicorn", "prometheus-client"),
 }
 GIB = 1 << 30
