@@ -3,6 +3,7 @@
     python recipes/embedded/build_data.py documents RAW OUT     OUT/documents/<source>.jsonl, for corpus.toml
     python recipes/embedded/build_data.py chats RAW OUT         OUT/sft/train.jsonl and valid.jsonl, for sft.toml
     python recipes/embedded/build_data.py tokenizer RAW OUT     OUT/tokenizer, trained on both
+    python recipes/embedded/build_data.py check RAW OUT         fails when a test prompt, or eight words of one, is in OUT
 
 RAW is the folder with the raw sources (leadline/embedded/ATTRIBUTION.md). The same input gives the same bytes.
 """
@@ -20,7 +21,11 @@ import chats
 import sources
 from sources import Document
 
+from leadline.tokenizer import train_bpe
+from leadline.train.corpus import clean_text, document_key, is_valid_split
+
 VOCAB_SIZE = 4096
+VALID_PERMILLE = 10  # as in corpus.toml
 PROMPTS = (Path(__file__).parent / "prompts.txt", Path(__file__).parents[2] / "tests" / "e2e" / "prompts.txt")
 
 
@@ -70,6 +75,13 @@ def normalised(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
+def repeats_itself(answer: str) -> bool:
+    """Whether four words in a row come more than twice: what a model must not learn from."""
+    words = normalised(answer)
+    grams = Counter(tuple(words[at : at + 4]) for at in range(len(words) - 3))
+    return max(grams.values(), default=0) > 2
+
+
 class Tested:
     """The fixed test prompts: no document may hold one of them or eight words of one in a row."""
 
@@ -97,19 +109,28 @@ def conversations(raw: Path) -> Iterator[tuple[str, Document]]:
     for kind, found in chats.all_chats(raw, sources.count_words(raw)).items():
         for turns in found:
             key = "\n".join(turns)
-            if key not in seen and not tested.touches(turns):
+            if key not in seen and not tested.touches(turns) and not any(map(repeats_itself, turns[1::2])):
                 seen.add(key)
                 yield kind, sources.chat(*turns)
 
 
+def held_out_of_pretraining(document: Document) -> bool:
+    turns = [{"role": turn["role"], "content": clean_text(turn["content"])} for turn in document["messages"]]
+    return is_valid_split(document_key(turns), VALID_PERMILLE)
+
+
 def write_chats(raw: Path, out: Path) -> None:
-    """Two in a hundred are held out, by the hash of the first question, so that a question is on one side only."""
+    """Two in a hundred are held out, by the hash of the first question, so that a question is on one side only.
+
+    So is what pre-training holds out: its held-out text must not come in by fine-tuning.
+    """
     sides: dict[bool, list[Document]] = {False: [], True: []}
     counts: Counter[str] = Counter()
     for kind, document in conversations(raw):
         counts[kind] += 1
         question = " ".join(normalised(document["messages"][0]["content"]))
-        sides[kind != "identity" and sources.share(question, 2)].append(document)
+        asked_once = kind != "identity" and sources.share(question, 2)
+        sides[asked_once or held_out_of_pretraining(document)].append(document)
     for held_out, name in ((False, "train"), (True, "valid")):
         ordered = sorted(sides[held_out], key=lambda document: sources.order_key(json.dumps(document)))
         print(f"{name}: {write_jsonl(out / 'sft' / f'{name}.jsonl', ordered):,} conversations")
@@ -129,12 +150,23 @@ def tokenizer_texts(out: Path) -> Iterator[str]:
 
 
 def train_tokenizer(raw: Path, out: Path) -> None:
-    from leadline.tokenizer import train_bpe
-
     train_bpe(tokenizer_texts(out), VOCAB_SIZE, out / "tokenizer")
 
 
-STEPS = {"documents": documents, "chats": write_chats, "tokenizer": train_tokenizer}
+# ------------------------------------------------------------------------------------------------------------- check
+
+
+def check(raw: Path, out: Path) -> None:
+    """Fail when a document or a conversation touches a test prompt."""
+    tested = Tested()
+    for path in (*sorted((out / "documents").glob("*.jsonl")), *sorted((out / "sft").glob("*.jsonl"))):
+        touched = sum(tested.touches(texts_of(document)) for document in sources.read_jsonl(path))
+        print(f"{path.name:30s} {touched} touch a test prompt")
+        if touched:
+            sys.exit(1)
+
+
+STEPS = {"documents": documents, "chats": write_chats, "tokenizer": train_tokenizer, "check": check}
 
 
 def main(arguments: list[str]) -> None:

@@ -265,9 +265,10 @@ def meanings(folder: Path, words: Counter[str], at_least: int) -> Iterator[tuple
     """(word, meaning) of every first meaning of a word that the stories and dialogues really use."""
     for record in read_jsonl(folder / "wordset.jsonl"):
         word, found = record["w"], record.get("m") or []
-        if words[word] >= at_least and re.fullmatch(r"[a-z]{2,}", word) and found and found[0].get("def"):
-            if not RUDE.search(word + " " + found[0]["def"]) and len(found[0]["def"]) > 12:
-                yield word, found[0]
+        if words[word] < at_least or not re.fullmatch(r"[a-z]{2,}", word) or not found or not found[0].get("def"):
+            continue
+        if not RUDE.search(word + " " + found[0]["def"]) and len(found[0]["def"]) > 12:
+            yield word, found[0]
 
 
 def definition(word: str, meaning: dict[str, Any]) -> str:
@@ -386,8 +387,7 @@ def field(country: dict[str, Any], *path: str) -> str:
     node: Any = country
     for key in path:
         node = node.get(key, {}) if isinstance(node, dict) else {}
-    text = strip_markup(node.get("text", "") if isinstance(node, dict) else "")
-    return text
+    return strip_markup(node.get("text", "") if isinstance(node, dict) else "")
 
 
 def countries(folder: Path) -> Iterator[dict[str, str]]:

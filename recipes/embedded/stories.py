@@ -6,8 +6,38 @@ import random
 import re
 
 NAMES = {
-    "he": ["Tom", "Ben", "Max", "Leo", "Sam", "Jack", "Oscar", "Finn", "Milo", "Peter", "Hugo", "Theo", "Bruno", "Paul"],
-    "she": ["Anna", "Mia", "Lucy", "Ella", "Rosa", "Nora", "Lily", "Clara", "Emma", "Ruby", "Ida", "Molly", "Zoe", "Jane"],
+    "he": [
+        "Tom",
+        "Ben",
+        "Max",
+        "Leo",
+        "Sam",
+        "Jack",
+        "Oscar",
+        "Finn",
+        "Milo",
+        "Peter",
+        "Hugo",
+        "Theo",
+        "Bruno",
+        "Paul",
+    ],
+    "she": [
+        "Anna",
+        "Mia",
+        "Lucy",
+        "Ella",
+        "Rosa",
+        "Nora",
+        "Lily",
+        "Clara",
+        "Emma",
+        "Ruby",
+        "Ida",
+        "Molly",
+        "Zoe",
+        "Jane",
+    ],
 }
 PEOPLE = ["boy", "girl", "sailor", "farmer", "baker", "painter", "princess", "prince", "fisherman", "shepherd", "gardener",
           "old woman", "old man", "young pirate", "king", "queen", "little robot", "knight", "wizard", "giant"]  # fmt: skip
@@ -33,7 +63,12 @@ OPENINGS = [
     "In {place} there lived a {trait} {kind}. {His} name was {name}.",
     "Long ago, a {trait} {kind} called {name} lived in {place}.",
 ]
-LIKINGS = ["{name} loved {love}.", "Every day {he} liked {love}.", "More than anything, {name} liked {love}.", "{He} loved {love}, and everybody knew it."]
+LIKINGS = [
+    "{name} loved {love}.",
+    "Every day {he} liked {love}.",
+    "More than anything, {name} liked {love}.",
+    "{He} loved {love}, and everybody knew it.",
+]
 
 # Each story is a list of steps; each step a list of ways to say it.
 PLOTS: dict[str, list[list[str]]] = {
@@ -203,12 +238,20 @@ def tell(rng: random.Random, kind: str | None = None, friend: str | None = None)
     plot = rng.choice(list(PLOTS))
     trait = rng.choice([trait for trait in TRAITS if trait not in kind and not (trait == "young" and "old" in kind)])
     about = slots(rng, kind, friend, trait, plot)
-    sentences = [rng.choice(OPENINGS), *rng.sample(LIKINGS, rng.choice((0, 1, 1))), *(rng.choice(step) for step in PLOTS[plot])]
+    sentences = [
+        rng.choice(OPENINGS),
+        *rng.sample(LIKINGS, rng.choice((0, 1, 1))),
+        *(rng.choice(step) for step in PLOTS[plot]),
+    ]
     return mend(" ".join(sentences).format(**about)), about
 
 
 def mend(text: str) -> str:
-    return re.sub(r"\b([Aa]) (?=(?:old|young|early|ugly|elephant|owl|ant|island)\b)", lambda a: f"{a[1]}n " if text[a.end()] in "aeiou" else a[0], text)
+    return re.sub(
+        r"\b([Aa]) (?=(?:old|young|early|ugly|elephant|owl|ant|island)\b)",
+        lambda a: f"{a[1]}n " if text[a.end()] in "aeiou" else a[0],
+        text,
+    )
 
 
 def wish(rng: random.Random, about: dict[str, str]) -> str:
@@ -218,8 +261,17 @@ def wish(rng: random.Random, about: dict[str, str]) -> str:
                       "Write a story about {}.", "Write a short story about {}.", "I want to hear a story about {}.",
                       "Please tell me a story about {}.", "Do you know a story about {}?", "A story about {}, please.",
                       "I would like a story about {}.", "Make up a story about {}.", "Could you tell me a story about {}?"))  # fmt: skip
-    subject = rng.choice((hero, hero, hero, f"{hero} and {friend}", f"{hero} called {about['name']}",
-                          f"{article(about['trait'])} {about['trait']} {about['kind']}", THEMES[about["plot"]]))
+    subject = rng.choice(
+        (
+            hero,
+            hero,
+            hero,
+            f"{hero} and {friend}",
+            f"{hero} called {about['name']}",
+            f"{article(about['trait'])} {about['trait']} {about['kind']}",
+            THEMES[about["plot"]],
+        )
+    )
     return ask.format(subject)
 
 
