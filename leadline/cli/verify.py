@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from leadline.checkpoint.verify.report import all_passed
+
 if TYPE_CHECKING:
     from leadline.checkpoint.verify.report import Check
 
@@ -19,31 +21,50 @@ MARKS = {"pass": "[green]pass[/]", "fail": "[red]fail[/]", "skip": "[yellow]skip
 def verify(
     *,
     model: str | None = None,
+    url: str | None = None,
+    api_key: Annotated[str | None, Parameter(env_var="LEADLINE_API_KEY")] = None,
+    tokenizer: Path | None = None,
     quick: Annotated[bool, Parameter(negative="")] = False,
     json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
-    """Check a model folder against the golden numbers; exit code 1 when a check fails.
+    """Check a model folder, or a server, against the golden numbers; exit code 1 when a check fails.
 
     Args:
-        model: A folder or a hub id; the embedded model by default.
+        model: A folder or a hub id, the embedded model by default; with --url the name of the server's model.
+        url: Check this OpenAI-compatible server instead.
+        api_key: The server's key or token.
+        tokenizer: With --url: the folder of the model's tokenizer, to compare counts of tokens.
         quick: Leave out running the whole model.
         json_output: Print JSON, one object a check.
     """
-    from leadline.checkpoint.source import find_source
-    from leadline.checkpoint.verify.folder import verify_folder
-    from leadline.checkpoint.verify.report import all_passed
-
-    source = find_source(model)
-    folder: Path = source.fetch()
-    checks = list(verify_folder(folder, whole=not quick))
-    _print(checks, title=f"{source.name} ({folder})", as_json=json_output)
+    title, checks = _server(url, api_key, model, tokenizer) if url else _folder(model, quick=quick)
+    if json_output:
+        print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2, ensure_ascii=False))
+    else:
+        _print_table(title, checks)
     return 0 if all_passed(checks) else 1
 
 
-def _print(checks: Iterable[Check], *, title: str, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2, ensure_ascii=False))
-        return
+def _folder(model: str | None, *, quick: bool) -> tuple[str, list[Check]]:
+    from leadline.checkpoint.source import find_source
+    from leadline.checkpoint.verify.folder import verify_folder
+
+    source = find_source(model)
+    folder = source.fetch()
+    return f"{source.name} ({folder})", list(verify_folder(folder, whole=not quick))
+
+
+def _server(url: str, api_key: str | None, model: str | None, tokenizer: Path | None) -> tuple[str, list[Check]]:
+    from leadline.cli.conformance import verify_server
+    from leadline.client.http import Client
+    from leadline.tokenizer import Tokenizer
+
+    known = None if tokenizer is None else Tokenizer.from_folder(tokenizer)
+    with Client(url, api_key=api_key) as client:
+        return url, list(verify_server(client, model, known))
+
+
+def _print_table(title: str, checks: Iterable[Check]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
