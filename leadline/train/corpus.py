@@ -320,7 +320,8 @@ def sha256_of(paths: Iterable[Path]) -> str:
 def fingerprint(recipe: CorpusRecipe, source: SourceSpec, previous: str) -> str:
     """All that a part depends on: format, limits, tokenizer, its files and, for duplicates, every source before."""
     given = {
-        "format": FORMAT, "previous": previous, "source": asdict(source) | {"path": "", "origin": "", "licence": "", "repeat": 1},
+        "format": FORMAT, "previous": previous,
+        "source": asdict(source) | {"path": "", "origin": "", "licence": "", "repeat": 1},
         "valid_permille": recipe.valid_permille, "min_chars": recipe.min_chars,
         "tokenizer": sha256_of([tokenizer_file(recipe)]), "files": sha256_of(source_files(recipe, source)),
     }  # fmt: skip
