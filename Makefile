@@ -57,7 +57,7 @@ lint: $(STAMP)-test
 	@$(PYTHON) -m mypy
 
 docs: $(STAMP)-test
-	@$(PYTHON) -m tests.cli.reference > docs/cli.md
+	@$(PYTHON) -m tests.cli.reference
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

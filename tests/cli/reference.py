@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from leadline.cli import build_app
+from tests.source import ROOT
 
+PAGE = ROOT / "docs/cli.md"
 NOTE = "<!-- Written by `make docs` from the commands' own help; a test keeps it fresh. -->\n\n"
 
 
@@ -13,4 +15,4 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    PAGE.write_text(reference(), encoding="utf-8")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from leadline.cli import VERBS
-from tests.cli.reference import reference
-from tests.source import ROOT
+from tests.cli.reference import PAGE, reference
 
 
 def test_the_page_is_fresh() -> None:
-    assert (ROOT / "docs/cli.md").read_text(encoding="utf-8") == reference(), "run `make docs`"
+    assert PAGE.read_text(encoding="utf-8") == reference(), "run `make docs`"
 
 
 def test_every_verb_and_every_option_is_explained() -> None:
