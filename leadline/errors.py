@@ -133,9 +133,11 @@ def _tree(root: type[LeadlineError]) -> list[type[LeadlineError]]:
 
 
 def from_code(status: int, code: str | None, message: str, param: str | None = None) -> LeadlineError:
-    """The error a body with this `code` (else this `status`) stands for: what the client raises."""
-    classes = _tree(LeadlineError)
-    by_code = {cls.code: cls for cls in reversed(classes)}
-    by_status = {cls.status: cls for cls in reversed(classes)}
-    cls = by_code.get(code or "") or by_status.get(status) or LeadlineError
+    """The error that a body with this status and `code` stands for: what the client raises.
+
+    The status goes before the code, which other servers use loosely; of classes that share both the narrowest is meant.
+    """
+    same_status = [cls for cls in _tree(LeadlineError) if cls.status == status]
+    same_code = [cls for cls in same_status if cls.code == code]
+    cls = same_code[-1] if same_code else same_status[0] if same_status else LeadlineError
     return cls(message, param=param)
