@@ -76,6 +76,10 @@ class HuggingFace:
         self.name = name
 
     @property
+    def reference(self) -> str:
+        return self.name
+
+    @property
     def download_folder(self) -> Path | None:
         return _hugging_face_cache()
 
@@ -164,6 +168,10 @@ class ModelScope:
         self._endpoint = os.environ.get("MODELSCOPE_ENDPOINT", MODELSCOPE_ENDPOINT).rstrip("/")
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self.folder = cache / "leadline" / "modelscope" / name
+
+    @property
+    def reference(self) -> str:
+        return self.name
 
     @property
     def download_folder(self) -> Path | None:

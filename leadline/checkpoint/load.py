@@ -66,6 +66,7 @@ def load_model(
             config,
             usable_machine(),
             name=source.name,
+            reference=source.reference,
             device=device,
             dtype=dtype,
             cache_dtype=cache_dtype,

@@ -93,6 +93,7 @@ def make_plan(
     machine: Machine,
     *,
     name: str = "the model",
+    reference: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     cache_dtype: str = "auto",
@@ -105,15 +106,16 @@ def make_plan(
 ) -> Plan:
     """The sizes of this model on this machine. It may say that the model does not fit: see `require`.
 
-    `concurrency` sequences must fit at full length; `max_num_seqs` of them get cache as far as there is room.
+    `reference` is what another program finds the model under, if not `name`. `concurrency` sequences must fit at full
+    length; `max_num_seqs` of them get cache as far as there is room.
     """
     _check_options(config, context, concurrency)
     device = choose_device(config, machine, device, dtype)
     dtype = choose_dtype(config, device, dtype)
-    cache_dtype = ("float32" if dtype == "float32" else "bfloat16") if cache_dtype == "auto" else cache_dtype
+    cache_dtype = dtype if cache_dtype == "auto" else cache_dtype
     budget, reason = _budget(machine, device, max_memory)
     weights, row = config.parameters() * DTYPE_BYTES[dtype], config.cache_bytes_per_token(cache_dtype)
-    fixed, per_token = activation_bytes(config, dtype, max_num_batched_tokens, concurrency)
+    fixed, per_token = activation_bytes(config, dtype, max_num_batched_tokens, max(concurrency, max_num_seqs))
     advertised = advertised_context(config, name)
     room = max(0, budget - weights - fixed) // (row * concurrency + per_token)
     length = context if context is not None else min(advertised, room // PAGE * PAGE or room)
@@ -140,7 +142,7 @@ def make_plan(
     wanted = context if context is not None else min(MIN_CONTEXT, advertised)
     if room >= wanted:
         return plan
-    vllm = vllm_command(config, machine, name, dtype, context)
+    vllm = vllm_command(config, machine, reference or name, dtype, context)
     return dataclasses.replace(plan, problem=_problem(plan, wanted, room), vllm=vllm)
 
 
@@ -224,7 +226,7 @@ def _gpu_bandwidth(machine: Machine, device: str) -> float | None:
     return machine.gpus[int(device.partition(":")[2])].bandwidth if device.startswith("cuda") else None
 
 
-def activation_bytes(config: ModelConfig, dtype: str, tokens: int, concurrency: int = 1) -> tuple[int, int]:
+def activation_bytes(config: ModelConfig, dtype: str, tokens: int, sequences: int = 1) -> tuple[int, int]:
     """An upper estimate of one pass over `tokens`: (fixed, per token of context)."""
     item, heads, row = DTYPE_BYTES[dtype], config.num_attention_heads, config.cache_row
     hidden = tokens * config.hidden_size * item * 8
@@ -232,7 +234,7 @@ def activation_bytes(config: ModelConfig, dtype: str, tokens: int, concurrency: 
     scores = min(_SCORES, tokens * heads * config.max_position_embeddings) * _SCORE_BYTES
     experts = config.num_experts_per_tok * (3 * config.moe_intermediate_size + 2 * config.hidden_size)
     widest = max(3 * config.intermediate_size, experts if config.n_routed_experts else 0)
-    logits = concurrency * config.vocab_size * 12  # as they come, in float32, sorted
+    logits = min(sequences, tokens) * config.vocab_size * 12  # as they come, in float32, sorted
     repacked = (
         config.vocab_size * config.hidden_size * item
     )  # the largest matrix, as a GEMM library may lay it out anew

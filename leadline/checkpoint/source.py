@@ -27,6 +27,11 @@ class Source(Protocol):
     def name(self) -> str: ...
 
     @property
+    def reference(self) -> str:
+        """What another program finds the model under: a path or a hub id."""
+        ...
+
+    @property
     def download_folder(self) -> Path | None:
         """Where `fetch` would put the weights; None when they are on this machine already."""
         ...
@@ -44,6 +49,10 @@ class Folder:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
         self.name = name or path.resolve().name
+
+    @property
+    def reference(self) -> str:
+        return str(self.path.absolute())
 
     @property
     def download_folder(self) -> Path | None:

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from leadline.checkpoint.machine import check_space, measure_bandwidth, parse_bytes, read_machine, show_bytes
 from leadline.checkpoint.plan import Plan, make_plan, require
-from leadline.checkpoint.source import find_source
+from leadline.checkpoint.source import Source, find_source
 from leadline.model.config import DTYPE_BYTES, PRESETS, ModelConfig
 
 # A preset is planned as the model that was published with its sizes.
@@ -49,11 +49,13 @@ def plan(
         bandwidth: The memory's bandwidth in GB/s; measured on a CPU, from the maker's sheet on a GPU.
         json_output: Print one JSON object.
     """
-    config, name, download_folder = _find(model)
+    config, name, source = _find(model)
+    download_folder = None if source is None else source.download_folder
     result = make_plan(
         config,
         read_machine(),
         name=name,
+        reference=None if source is None else source.reference,
         device=device,
         dtype=dtype,
         context=max_model_len,
@@ -69,12 +71,12 @@ def plan(
         check_space(download_folder, _download_bytes(config))
 
 
-def _find(model: str | None) -> tuple[ModelConfig, str, Path | None]:
-    """Its configuration, its name, and where its weights would be downloaded to."""
+def _find(model: str | None) -> tuple[ModelConfig, str, Source | None]:
+    """Its configuration and name, and where it is; a preset is nowhere."""
     if model in PRESETS and not Path(model).is_dir():
         return PRESETS[model], PUBLISHED.get(model, model), None
     source = find_source(model)
-    return source.read_config(), source.name, source.download_folder
+    return source.read_config(), source.name, source
 
 
 def _download_bytes(config: ModelConfig) -> int:

@@ -18,8 +18,8 @@ from leadline.checkpoint.load import load_model
 from leadline.checkpoint.source import find_source
 from leadline.errors import CheckpointError, ConfigError, LeadlineError, ModelNotFound, ResourceError, TokenizerError
 from leadline.model.batch import ForwardBatch
-from leadline.model.config import V2_LITE
-from tests.fixtures import TINY_LITE, TINY_TOKENS, TINY_V2, make_model_folder
+from leadline.model.config import V2, V2_LITE
+from tests.fixtures import TINY_LITE, TINY_TOKENS, make_model_folder
 
 
 def test_a_folder(tiny_v2_folder: Path) -> None:
@@ -41,6 +41,7 @@ def test_the_type_asked_for(tiny_lite_folder: Path, dtype: str) -> None:
     loaded = load_model(str(tiny_lite_folder), dtype=dtype, max_model_len=128, max_num_seqs=3)
     assert loaded.dtype == getattr(torch, dtype)
     assert (loaded.plan.context_length, loaded.plan.cache_tokens) == (128, 3 * 128)
+    assert loaded.plan.cache_dtype == dtype
 
 
 def test_the_embedded_model_is_the_default(
@@ -169,10 +170,12 @@ def test_v2_lite_under_4_gib_ends_with_the_numbers_and_nothing_allocated(tmp_pat
     assert "weights       31,412,968,448 bytes in bfloat16" in planned.stdout
 
 
+def test_the_vllm_command_names_the_folder(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "DeepSeek-V2", V2, shards=0, tokenizer=False)
+    with pytest.raises(ResourceError, match=f"vllm serve {folder} --tensor-parallel-size 8"):
+        load_model(folder, max_memory="8GiB")
+
+
 def test_a_small_model_loads_under_4_gib(tiny_v2_folder: Path) -> None:
     result = run_limited([LOAD, str(tiny_v2_folder)])
     assert (result.returncode, result.stdout) == (0, "2048\n"), result.stderr
-
-
-def test_group_routed_models_differ_from_greedy_ones(tiny_v2_folder: Path) -> None:
-    assert load_model(tiny_v2_folder).config == dataclasses.replace(TINY_V2)
