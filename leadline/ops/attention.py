@@ -25,6 +25,9 @@ from leadline.ops.norm import accumulate_dtype
 SCORES_LIMIT = 1 << 24
 """Scores of one block of queries, in elements: bounds the scratch memory of a long prefill."""
 
+BLOCK_ROWS = 1024
+"""Heads x queries of one block: its scores stay in the cache, and what lies in its future is not computed."""
+
 
 @op
 def expanded_attention(q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
@@ -243,7 +246,7 @@ def _absorbed_matmul(
     out_THC = q_THR.new_empty(q_THR.shape[0], heads, value_width)
     for s, (start, end) in enumerate(itertools.pairwise(starts)):
         rows_LR = gather_rows(rows_PBR, page_tables_SP[s], context_lens[s])
-        block = max(1, SCORES_LIMIT // max(1, heads * context_lens[s]))
+        block = max(1, min(BLOCK_ROWS, SCORES_LIMIT // max(1, context_lens[s])) // heads)
         for a in range(start, end, block):
             b = min(a + block, end)
             seen = context_lens[s] - (end - b)

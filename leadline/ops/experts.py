@@ -68,6 +68,10 @@ def sort_by_expert(ids_TK: Tensor, experts: int) -> ExpertOrder:
     return ExpertOrder(order_N, place_N.view_as(ids_TK), counts_E)
 
 
+MANY = 1 << 14
+"""Elements from which memory costs more than calls do: a slot at a time then, without the (T, K, D) between."""
+
+
 @op
 def sum_slots(rows_ND: Tensor, place_TK: Tensor) -> Tensor:
     """(T, D): the sum over each token's K sorted rows, in float32. What scattering back would give, by gathering."""
@@ -82,12 +86,33 @@ def gated_sum(rows_ND: Tensor, gates_TK: Tensor, place_TK: Tensor) -> Tensor:
     return (rows_TKD * gates_TK[:, :, None]).sum(1).to(rows_ND.dtype)
 
 
+def _many_on_cpu(rows: Tensor, *_: Tensor) -> bool:
+    return not rows.is_cuda and rows.numel() >= MANY
+
+
+@sum_slots.kernel("slots", when=_many_on_cpu)
+def _sum_slots(rows_ND: Tensor, place_TK: Tensor) -> Tensor:
+    total_TD = rows_ND.new_zeros(place_TK.shape[0], rows_ND.shape[1], dtype=accumulate_dtype(rows_ND))
+    for place_T in place_TK.unbind(1):
+        total_TD += rows_ND.index_select(0, place_T)
+    return total_TD.to(rows_ND.dtype)
+
+
+@gated_sum.kernel("slots", when=_many_on_cpu)
+def _gated_sum_slots(rows_ND: Tensor, gates_TK: Tensor, place_TK: Tensor) -> Tensor:
+    wide = accumulate_dtype(rows_ND)
+    total_TD = rows_ND.new_zeros(place_TK.shape[0], rows_ND.shape[1], dtype=wide)
+    for place_T, gate_T in zip(place_TK.unbind(1), gates_TK.unbind(1), strict=True):
+        total_TD.addcmul_(rows_ND.index_select(0, place_T).to(wide), gate_T[:, None])
+    return total_TD.to(rows_ND.dtype)
+
+
 @op
 def gated_sum_backward(
     grad_TD: Tensor, rows_ND: Tensor, gates_TK: Tensor, order_N: Tensor, place_TK: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the rows and of the gates."""
-    grad_ND = grad_TD[order_N // place_TK.shape[1]].to(accumulate_dtype(rows_ND))
+    grad_ND = grad_TD.index_select(0, order_N // place_TK.shape[1]).to(accumulate_dtype(rows_ND))
     rows_grad_ND = grad_ND * gates_TK.flatten()[order_N][:, None]
     gates_grad_N = (grad_ND * rows_ND).sum(-1)
     return rows_grad_ND.to(rows_ND.dtype), gates_grad_N[place_TK].to(gates_TK.dtype)
@@ -206,8 +231,8 @@ def _grouped_outer(left_NX: Tensor, right_NY: Tensor, counts: list[int]) -> Tens
     return out_EXY
 
 
-@grouped_ffn.kernel("autograd", when=lambda x, counts, gate_up, down: torch.is_grad_enabled() and not x.is_cuda)
-def _grouped_autograd(x_ND: Tensor, counts_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+@grouped_ffn.kernel("loop", when=lambda x, counts, gate_up, down: not x.is_cuda)
+def _grouped_loop(x_ND: Tensor, counts_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
     y_ND: Tensor = _GroupedFFN.apply(x_ND, counts_E, gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call]
     return y_ND
 

@@ -175,6 +175,16 @@ def absorbed_mla_case(paged: Paged, heads: int = 3, latent: int = 8, rope: int =
     return make
 
 
+def expand_values_case(tokens: int, heads: int = 3, latent: int = 8, nope: int = 6, value: int = 5) -> Make:
+    """The weight is the lower part of W^UKV, as the model passes it: not contiguous."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        kv_b = normal(heads, nope + value, latent, seed=2, dtype=dtype)
+        return normal(tokens, heads, latent, dtype=dtype), kv_b[:, nope:]
+
+    return make
+
+
 def paged_attention_case(paged: Paged, heads: int = 4, keys: int = 2, width: int = 6) -> Make:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         q = normal(paged.tokens, heads, width, dtype=dtype)
@@ -251,11 +261,27 @@ ROUTED = [
 ]
 
 
-def sorted_rows(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """rows_ND, gates_TK, order_N, place_TK of 5 tokens with 3 experts each."""
-    place = torch.randperm(15, generator=torch.Generator().manual_seed(0))
-    gates = normal(5, 3, seed=2, dtype=wide(dtype)).abs()
-    return normal(15, 8, seed=1, dtype=dtype), gates, place.argsort(), place.view(5, 3)
+def sorted_rows(dtype: torch.dtype, tokens: int = 5, width: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """rows_ND, gates_TK, order_N, place_TK of tokens with 3 experts each."""
+    place = torch.randperm(3 * tokens, generator=torch.Generator().manual_seed(0))
+    gates = normal(tokens, 3, seed=2, dtype=wide(dtype)).abs()
+    return normal(3 * tokens, width, seed=1, dtype=dtype), gates, place.argsort(), place.view(tokens, 3)
+
+
+def sum_slots_case(tokens: int, width: int) -> Make:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        rows, _, _, place = sorted_rows(dtype, tokens, width)
+        return rows, place
+
+    return make
+
+
+def gated_sum_case(tokens: int, width: int) -> Make:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        rows, gates, _, place = sorted_rows(dtype, tokens, width)
+        return rows, gates, place
+
+    return make
 
 
 def gated_sum_backward(dtype: torch.dtype) -> tuple[Any, ...]:
@@ -332,6 +358,12 @@ CASES: dict[str, list[Case]] = {
     "causal_softmax_backward": [Case("weights", causal_backward)],
     "absorbed_attention": over_pages(absorbed_attention_case, (0,)),
     "absorbed_mla": over_pages(absorbed_mla_case, (0, 1, 2)),
+    "expand_values": [
+        Case("one token", expand_values_case(1), (0, 1)),
+        Case("few tokens", expand_values_case(7), (0, 1)),
+        Case("many tokens", expand_values_case(30), (0, 1)),
+        Case("no tokens", expand_values_case(0), (0, 1)),
+    ],
     "paged_attention": over_pages(paged_attention_case, (0,)),
     "route": ROUTE,
     "swiglu": SWIGLU,
@@ -339,8 +371,16 @@ CASES: dict[str, list[Case]] = {
         Case("tokens", lambda dtype: (normal(7, 12, dtype=dtype), normal(7, 6, seed=1, dtype=dtype))),
         Case("no tokens", lambda dtype: (normal(0, 12, dtype=dtype), normal(0, 6, dtype=dtype))),
     ],
-    "sum_slots": [Case("tokens", lambda dtype: (sorted_rows(dtype)[0], sorted_rows(dtype)[3]), (0,))],
-    "gated_sum": [Case("tokens", lambda dtype: (*sorted_rows(dtype)[:2], sorted_rows(dtype)[3]), (0, 1))],
+    "sum_slots": [
+        Case("few", sum_slots_case(5, 8), (0,)),
+        Case("many", sum_slots_case(50, 128), (0,)),
+        Case("no tokens", sum_slots_case(0, 8), (0,)),
+    ],
+    "gated_sum": [
+        Case("few", gated_sum_case(5, 8), (0, 1)),
+        Case("many", gated_sum_case(50, 128), (0, 1)),
+        Case("no tokens", gated_sum_case(0, 8), (0, 1)),
+    ],
     "gated_sum_backward": [Case("tokens", gated_sum_backward)],
     "grouped_ffn": GROUPED,
     "routed_experts": ROUTED,
