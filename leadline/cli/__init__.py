@@ -68,8 +68,8 @@ def build_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    for name, (target, summary) in VERBS.items():
-        app.command(target, name=name, help=summary)
+    for order, (name, (target, summary)) in enumerate(VERBS.items()):
+        app.command(target, name=name, help=summary, sort_key=order)
     return app
 
 

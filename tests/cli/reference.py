@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from unittest import mock
+
 from leadline.cli import build_app
 from tests.source import ROOT
 
@@ -10,8 +13,10 @@ NOTE = "<!-- Written by `make docs` from the commands' own help; a test keeps it
 
 
 def reference() -> str:
-    """The page, which imports every verb."""
-    return NOTE + build_app().generate_docs(output_format="markdown", recursive=True).rstrip() + "\n"
+    """The page, which imports every verb. The program's own name would be taken for the command's."""
+    with mock.patch.object(sys, "argv", ["leadline"]):
+        page: str = build_app().generate_docs(output_format="markdown", recursive=True)
+    return f"{NOTE}{page.rstrip()}\n"
 
 
 if __name__ == "__main__":
