@@ -14,6 +14,7 @@
     +-- PermissionDenied         a key that may not do this                               403
     +-- InsufficientBalance      the account cannot pay for one more token                402
     +-- RateLimited              too many requests; try again later                       429
+    +-- TrainingError            a run that cannot go on: numbers that are not finite
     +-- EngineError              a fault of ours while running                            500
     |   +-- EngineOverloaded     the queue is full or the engine is shutting down         503
     |   +-- EngineDead           the engine's thread has stopped                          503
@@ -107,6 +108,10 @@ class RateLimited(LeadlineError):
     status = 429
     code = "rate_limit_exceeded"
     type = "rate_limit_error"
+
+
+class TrainingError(LeadlineError):
+    code = "training_failed"
 
 
 class EngineError(LeadlineError):

@@ -23,14 +23,25 @@ RAGGED = (causal_softmax, causal_softmax_backward)
 
 
 def enable() -> bool:
-    """Register the compiled kernels, once; False where there is no compiler."""
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
+    """Register the compiled kernels, once; False where there is no compiler that works."""
+    if not _compiles():
         return False
     if not any(kernel.name == "inductor" for kernel in rms_norm.kernels):
         for op in (*FIXED, OPS["softmax_nll"]):
             _register(op, dynamic=None)
         for op in RAGGED:
             _register(op, dynamic=True)
+    return True
+
+
+def _compiles() -> bool:
+    """By trial: a compiler without its headers, or one that cannot link, fails only when it is used."""
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        return False
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2))
+    except Exception:  # whatever the tool chain raises: the references are as right
+        return False
     return True
 
 

@@ -2,12 +2,14 @@
 
     OUT/checkpoints/step-00000500/{state.json, optimizer.safetensors}
 
-A folder gets its final name by a rename after everything in it is on disk, so whatever bears the name is complete.
+A folder gets its final name by a rename after everything in it is on the disk and loses it by a rename before anything
+in it is deleted, so whatever bears the name is complete.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -17,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from leadline.errors import DataError
+from leadline.errors import DataError, ResourceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +32,41 @@ class TrainState:
 
 
 def save(folder: Path, state: TrainState, tensors: dict[str, Tensor], keep: int) -> None:
-    """Write `step-N` under `folder` and delete all but the newest `keep`."""
+    """Write `step-N` under `folder`, unless it is there, and delete all but the newest `keep`."""
     final = folder / f"step-{state.step:08d}"
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    _sweep(folder)
+    if not final.exists():
+        try:
+            _write(final, state, tensors)
+        except (OSError, SafetensorError) as error:
+            _sweep(folder)
+            raise ResourceError(f"{final} was not written ({_reason(error)}); {_newest(folder)}") from None
+    for old in complete(folder)[:-keep]:
+        old.rename(_hidden(old))
+    _sweep(folder)
+
+
+def _write(final: Path, state: TrainState, tensors: dict[str, Tensor]) -> None:
+    partial = _hidden(final)
     partial.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / "optimizer.safetensors")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state)), encoding="utf-8")
     for path in (*partial.iterdir(), partial):
         _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
     partial.rename(final)
-    _sync(folder)
-    for old in complete(folder)[:-keep]:
-        shutil.rmtree(old)
+    _sync(final.parent)
+
+
+def _hidden(step: Path) -> Path:
+    """The name of a checkpoint that is being written or deleted."""
+    return step.with_name(f".{step.name}.partial")
+
+
+def _sweep(folder: Path) -> None:
+    """What a kill left half-written or half-deleted."""
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -53,6 +75,18 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return f"the disk is full: {error.strerror}" if full else str(error.strerror)
+    return str(error)
+
+
+def _newest(folder: Path) -> str:
+    found = complete(folder)
+    return f"the newest complete checkpoint is {found[-1].name}" if found else "there is no checkpoint yet"
 
 
 def complete(folder: Path) -> list[Path]:

@@ -10,6 +10,17 @@ from leadline.errors import ConfigError
 from leadline.model.balance import BalanceConfig
 from leadline.model.config import SMALL, ModelConfig
 
+AT_LEAST_ONE = (
+    "tokens",
+    "sequence_length",
+    "batch_tokens",
+    "micro_batch_tokens",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_checkpoints",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -23,6 +34,17 @@ class OptimizerConfig:
     warmup_steps: int = 2000
     decay_at: tuple[float, ...] = (0.6, 0.9)
     decay_factor: float = 0.316
+
+    def check(self) -> None:
+        """Raise `ConfigError` for numbers that no run survives."""
+        if self.peak_lr <= 0 or self.clip <= 0:
+            raise ConfigError("optimizer.peak_lr and optimizer.clip must be more than 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas must be from 0 up to 1, not {self.betas}")
+        if self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ConfigError("optimizer.weight_decay and optimizer.warmup_steps must not be negative")
+        if not all(0 <= share <= 1 for share in self.decay_at):
+            raise ConfigError(f"optimizer.decay_at are shares of the run, from 0 to 1, not {self.decay_at}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +76,13 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `ConfigError` for numbers that cannot be trained with."""
-        for name in (
-            "tokens",
-            "sequence_length",
-            "batch_tokens",
-            "micro_batch_tokens",
-            "log_every",
-            "save_every",
-            "eval_every",
-        ):
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1")
+        for name in ("eval_tokens", "threads", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative")
+        self.optimizer.check()
         if self.micro_batch_tokens % self.sequence_length:
             raise ConfigError("micro_batch_tokens is not a multiple of sequence_length")
         if self.batch_tokens % self.micro_batch_tokens:

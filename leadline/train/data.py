@@ -10,15 +10,16 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leadline.errors import DataError
+from leadline.errors import ConfigError, DataError
 from leadline.tokenizer import Tokenizer
+from leadline.train.corpus import sha256_of
 
 Fragment = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]  # tokens, targets, weights
 
@@ -69,6 +70,7 @@ class PackedCorpus:
     def __init__(self, folder: Path, split: str, sequence_length: int, rows: int, seed: int = 0) -> None:
         self.tokens, self.starts = _load_split(folder, split)
         self.length, self.rows, self.seed = sequence_length, rows, seed
+        self._order = functools.lru_cache(maxsize=2)(self._shuffle)  # a batch lies in at most two epochs
         self.rows_per_epoch = len(self.tokens) // sequence_length
         if self.rows_per_epoch < 1:
             raise DataError(f"{folder}/{split}.bin holds {len(self.tokens)} tokens, less than one row")
@@ -79,7 +81,7 @@ class PackedCorpus:
     def row(self, index: int) -> list[Fragment]:
         """Row `index` of the endless stream."""
         epoch, row = divmod(index, self.rows_per_epoch)
-        order, offsets = _order(self.seed, epoch, self.starts.tobytes())
+        order, offsets = self._order(epoch)
         begin, end = row * self.length, (row + 1) * self.length
         fragments = []
         place = int(np.searchsorted(offsets, begin, side="right")) - 1
@@ -101,13 +103,11 @@ class PackedCorpus:
             weights[-1] = 0.0
         return tokens, targets, weights
 
-
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, starts: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The documents of one epoch in their order, and where each begins in that epoch's stream."""
-    lengths = np.diff(np.frombuffer(starts, dtype=np.int64))
-    order = np.random.default_rng((seed, epoch)).permutation(len(lengths))
-    return order, np.concatenate(([0], np.cumsum(lengths[order])))
+    def _shuffle(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The documents of one epoch in their order, and where each begins in that epoch's stream."""
+        lengths = np.diff(self.starts)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(lengths))
+        return order, np.concatenate(([0], np.cumsum(lengths[order])))
 
 
 def _load_split(folder: Path, split: str) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
@@ -116,11 +116,26 @@ def _load_split(folder: Path, split: str) -> tuple[NDArray[np.uint16], NDArray[n
         starts = np.load(folder / f"{split}.idx.npy", allow_pickle=False)
         tokens = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
         expected = manifest["splits"][split]["tokens"]
+        offsets = starts.astype(np.int64)
+        ordered = offsets[0] == 0 and offsets[-1] == expected and bool((np.diff(offsets) >= 0).all())
+    except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
+        raise DataError(f"{folder} is not a corpus folder: {error}") from None
+    if len(tokens) != expected:
+        raise DataError(f"{folder}/{split}.bin holds {len(tokens)} tokens, its manifest says {expected}")
+    if not ordered:
+        raise DataError(f"{folder}/{split}.idx.npy does not divide the {expected} tokens of {split}.bin into documents")
+    return tokens, offsets
+
+
+def check_tokenizer(folder: Path, tokenizer: Path) -> None:
+    """Refuse a corpus whose ids another tokenizer made: they would train without an error and mean nothing."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        wanted = manifest["tokenizer"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} is not a corpus folder: {error}") from None
-    if len(tokens) != expected or starts[-1] != expected:
-        raise DataError(f"{folder}/{split}.bin holds {len(tokens)} tokens, its manifest says {expected}")
-    return tokens, np.asarray(starts, dtype=np.int64)
+    if sha256_of([tokenizer / "tokenizer.json"]) != wanted:
+        raise ConfigError(f"{folder} was made with another tokenizer than {tokenizer}; build it again with this one")
 
 
 def held_out(folder: Path, split: str, sequence_length: int, limit: int) -> tuple[list[Batch], int]:
@@ -128,7 +143,7 @@ def held_out(folder: Path, split: str, sequence_length: int, limit: int) -> tupl
 
     With `limit` only the first documents up to that many tokens, and their share of the bytes.
     """
-    corpus = PackedCorpus(folder, split, sequence_length, rows=1)
+    corpus = PackedCorpus(folder, split, 1, rows=1)  # read by document, so that a short split will do
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["splits"][split]
     batches: list[Batch] = []
     row: list[Fragment] = []
@@ -193,8 +208,9 @@ class Conversations:
     """Whole conversations, never split, packed into passes of about `tokens` tokens; each epoch in another order."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer, max_length: int, tokens: int, seed: int = 0) -> None:
-        encoded = (encode_conversation(tokenizer, messages) for messages in read_conversations(path))
+        encoded = [encode_conversation(tokenizer, messages) for messages in read_conversations(path)]
         self.fragments = [fragment for fragment in encoded if len(fragment[0]) <= max_length]
+        self.dropped = len(encoded) - len(self.fragments)
         if not self.fragments:
             raise DataError(f"{path}: every conversation is longer than {max_length} tokens")
         self.tokens, self.seed = tokens, seed
@@ -212,7 +228,7 @@ class Conversations:
         return [self.batch(index) for index in range(self.batches_per_epoch)]
 
 
-def describe(source: Any) -> str:
+def describe(source: PackedCorpus | Conversations) -> str:
     """One line for the log."""
     if isinstance(source, PackedCorpus):
         return f"{len(source.tokens):,} tokens in {len(source.starts) - 1:,} documents"

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import Tensor
 
-from leadline.errors import ConfigError
+from leadline.errors import ConfigError, TrainingError
 from leadline.model.balance import balance_loss, sequence_ids
 from leadline.model.batch import ForwardBatch
 from leadline.model.moe import Routing
@@ -30,8 +33,9 @@ from leadline.train import checkpoints
 from leadline.train.config import TrainConfig
 from leadline.train.data import Batch, DataSource
 from leadline.train.loss import cross_entropy
-from leadline.train.metrics import Metrics
+from leadline.train.metrics import Metrics, warn
 from leadline.train.optim import MasterAdamW, learning_rate
+from leadline.train.watch import first_not_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +47,30 @@ class HeldOut:
 
 
 def prepare(config: TrainConfig) -> None:
-    """Threads, compiled ops, and an allocator that keeps what it has: returning large blocks to the system and faulting
-    them in again costs a small model a third of its step."""
+    """Check what can be checked before any work; threads, compiled ops, and an allocator that keeps what it has:
+    returning large blocks to the system and faulting them in again costs a small model a third of its step."""
     config.check()
+    _check_places(config)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
-    if config.compile and config.device == "cpu":
-        inductor.enable()
+    if config.compile and config.device == "cpu" and not inductor.enable():
+        warn("no C++ compiler works here: training goes on without compiled ops, more slowly")
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         trim_threshold, mmap_threshold = -1, -3
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def _check_places(config: TrainConfig) -> None:
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without it
+        raise ConfigError(f"device {config.device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: cannot make the folder {config.out}: {error.strerror}") from None
 
 
 def cast(model: DeepseekV2, dtype: torch.dtype) -> DeepseekV2:
@@ -76,15 +92,27 @@ class Trainer:
         self.metrics = Metrics(config)
         self.step = self.tokens = 0
         self.stopping = False
+        self._warn_of_zero_factors()
+
+    def _warn_of_zero_factors(self) -> None:
+        """Device and communication balance matter where experts are grouped by device."""
+        factors, model = self.config.balance, self.model.config
+        if not any(model.is_moe_layer(layer) for layer in range(model.num_hidden_layers)):
+            return
+        wanted = ("expert",) if model.n_group == 1 else ("expert", "device", "communication")
+        for name in (name for name in wanted if not getattr(factors, name)):
+            warn(f"balance.{name} is 0: nothing keeps the {name} load even")
 
     # ---- running -----------------------------------------------------------------------------------------------
 
     def run(self) -> bool:
         """True when the run is complete, False when it was interrupted (and saved)."""
         self.resume()
+        self.metrics.rewind(self.step)
         previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with self.metrics:
+                self.metrics.started(self.step, sum(p.numel() for p in self.model.parameters()))
                 while self.step < self.config.steps and not self.stopping:
                     self.train_step()
                     self._after_step()
@@ -109,50 +137,67 @@ class Trainer:
         started = time.perf_counter()
         passes = self.config.batch_tokens // self.config.micro_batch_tokens
         lr = learning_rate(self.config.optimizer, self.step, self.config.steps)
-        losses, balances, tokens = [], [], 0
-        routings: tuple[Routing, ...] = ()
-        for i in range(passes):
-            batch = self.data.batch(self.step * passes + i)
-            loss, balance, routings = self.losses(batch)
-            ((loss + balance) / passes).backward()
-            losses.append(loss.item())
-            balances.append(balance.item())
-            tokens += len(batch.tokens_T)
-        norm = float(self.optimizer.step(lr))
-        self._watch(losses, norm)
+        batches = [self.data.batch(self.step * passes + i) for i in range(passes)]
+        losses, balances, routings = self.accumulate(batches)
+        norm = self.optimizer.gradient_norm()
+        self._watch(batches, sum(losses), float(norm))
+        self.optimizer.step(lr, norm)
         self.step += 1
+        tokens = sum(len(batch.tokens_T) for batch in batches)
         self.tokens += tokens
         self.metrics.stepped(
             step=self.step,
             tokens=self.tokens,
-            loss=sum(losses) / passes,
-            balance=sum(balances) / passes,
+            loss=sum(losses),
+            balance=sum(balances),
             lr=lr,
-            grad_norm=norm,
+            grad_norm=float(norm),
             seconds=time.perf_counter() - started,
             step_tokens=tokens,
-            loads=[load(routing) for routing in routings],
+            loads=[load(layer) for layer in zip(*routings, strict=True)],
         )
+
+    def accumulate(self, batches: list[Batch]) -> tuple[list[float], list[float], list[tuple[Routing, ...]]]:
+        """Forward and backward of each pass: its share of the step's loss, of its balance loss, and its routings.
+
+        A pass counts by its trained tokens, and for balance by its sequences, so that the gradient is the one of all
+        passes in one, however unevenly answers or document ends fall.
+        """
+        weights = [float(batch.weights_T.sum()) for batch in batches]
+        rows = [len(batch.rows) - 1 for batch in batches]
+        losses, balances, routings = [], [], []
+        for batch, weight, count in zip(batches, weights, rows, strict=True):
+            loss, balance, routing = self.losses(batch)
+            loss, balance = loss * (weight / max(sum(weights), 1e-9)), balance * (count / sum(rows))
+            (loss + balance).backward()
+            losses.append(loss.item())
+            balances.append(balance.item())
+            routings.append(routing)
+        return losses, balances, routings
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Routing, ...]]:
         """Cross-entropy, the balance losses' sum, and the routing of the pass."""
-        device = self.config.device
-        lengths = [b - a for a, b in zip(batch.documents, batch.documents[1:], strict=False)]
-        hidden_TD, routings = self.model.hidden(batch.tokens_T.to(device), ForwardBatch.packed(lengths, device=device))
-        loss = cross_entropy(
-            hidden_TD, self.model.lm_head.weight, batch.targets_T.to(device), batch.weights_T.to(device)
-        )
-        ids_T, rows = sequence_ids(batch.rows, device), len(batch.rows) - 1
+        loss, routings = self.forward(batch)
+        ids_T, rows = sequence_ids(batch.rows, self.config.device), len(batch.rows) - 1
         terms = [balance_loss(r, ids_T, rows, self.model.config, self.config.balance) for r in routings]
         return loss, torch.stack(terms).sum() if terms else loss.new_zeros(()), routings
 
-    def _watch(self, losses: list[float], norm: float) -> None:
-        """Stop at the first number that is not one, and name where it is; the last checkpoint is from before."""
-        if all(map(math.isfinite, losses)) and math.isfinite(norm):
+    def forward(self, batch: Batch) -> tuple[Tensor, tuple[Routing, ...]]:
+        device = self.config.device
+        lengths = [b - a for a, b in itertools.pairwise(batch.documents)]
+        hidden_TD, routings = self.model.hidden(batch.tokens_T.to(device), ForwardBatch.packed(lengths, device=device))
+        head_VD = self.model.lm_head.weight
+        return cross_entropy(hidden_TD, head_VD, batch.targets_T.to(device), batch.weights_T.to(device)), routings
+
+    def _watch(self, batches: list[Batch], loss: float, norm: float) -> None:
+        """Stop at the first number that is not one and name where it is, before the optimiser sees it."""
+        if math.isfinite(loss) and math.isfinite(norm):
             return
-        bad = [name for name, p in self.optimizer.masters.items() if not bool(p.isfinite().all())]
-        where = f"first in {bad[0]}" if bad else "in the activations"
-        raise FloatingPointError(f"step {self.step}: loss {losses}, gradient norm {norm}: not finite, {where}")
+        where = first_not_finite(self.model, [functools.partial(self.forward, batch) for batch in batches])
+        raise TrainingError(
+            f"step {self.step + 1}: loss {loss}, gradient norm {norm}, not finite {where}; the last checkpoint is from "
+            "before, a lower optimizer.peak_lr or another seed may get past it"
+        )
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -160,12 +205,8 @@ class Trainer:
         self.model.eval()
         total = weight = 0.0
         for batch in self.held_out.batches:
-            lengths = [b - a for a, b in zip(batch.documents, batch.documents[1:], strict=False)]
-            hidden_TD, _ = self.model.hidden(batch.tokens_T, ForwardBatch.packed(lengths))
             tokens = float(batch.weights_T.sum())
-            total += (
-                float(cross_entropy(hidden_TD, self.model.lm_head.weight, batch.targets_T, batch.weights_T)) * tokens
-            )
+            total += float(self.forward(batch)[0]) * tokens
             weight += tokens
         self.model.train()
         scores = {"held_out_loss": total / max(weight, 1.0)}
@@ -195,10 +236,11 @@ class Trainer:
         self.step, self.tokens = state.step, state.tokens
 
 
-def load(routing: Routing) -> list[float]:
-    """Each expert's share of the pairs times their number: 1 is even, 0 is dead."""
-    experts = routing.scores_TE.shape[1]
-    counts = torch.bincount(routing.expert_ids_TK.flatten(), minlength=experts)[:experts]
+def load(passes: Sequence[Routing]) -> list[float]:
+    """One layer's experts over a step's passes: each one's share of the pairs times their number, 1 when even."""
+    experts = passes[0].scores_TE.shape[1]
+    counts = sum(torch.bincount(routing.expert_ids_TK.flatten(), minlength=experts)[:experts] for routing in passes)
+    assert isinstance(counts, Tensor)
     return (counts * experts / max(1, int(counts.sum()))).tolist()
 
 

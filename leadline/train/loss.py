@@ -33,10 +33,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, weights_T: Tensor) -> Tensor:
-        scale_T = weights_T / weights_T.sum().clamp(min=1e-9)
+        wide = accumulate_dtype(hidden_TD)
+        scale_T = weights_T.to(wide) / weights_T.sum().clamp(min=1e-9)
         hidden_grad_TD = torch.empty_like(hidden_TD)
-        weight_grad_VD = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
-        loss = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
+        weight_grad_VD = torch.zeros(weight_VD.shape, dtype=wide, device=weight_VD.device)
+        loss = torch.zeros((), dtype=wide, device=hidden_TD.device)
         for start in range(0, len(targets_T), CHUNK):
             rows = slice(start, start + CHUNK)
             part, grad_cV = softmax_nll(hidden_TD[rows] @ weight_VD.T, targets_T[rows], scale_T[rows])
@@ -58,6 +59,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, weights_T: Tensor) -> Tensor:
-    """Mean of -log p(target) weighted by `weights_T` (0 hides a token), a float32 scalar."""
+    """Mean of -log p(target) weighted by `weights_T` (0 hides a token; all 0: no loss), in float32 or wider."""
     loss: Tensor = _ChunkedCrossEntropy.apply(hidden_TD, weight_VD, targets_T, weights_T)  # type: ignore[no-untyped-call]
     return loss

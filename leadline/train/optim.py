@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from leadline.errors import DataError
 from leadline.train.config import OptimizerConfig
 
 
@@ -35,18 +36,21 @@ class MasterAdamW:
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.adam = torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
 
-    def step(self, lr: float) -> Tensor:
-        """Clip, move the masters, round them back; the gradients' norm before clipping. Gradients are freed."""
+    def gradient_norm(self) -> Tensor:
+        """Hand the gradients to the masters; their norm over all parameters, before clipping."""
         for name, parameter in self.parameters.items():
             master = self.masters[name]
             if master is not parameter:
                 master.grad = None if parameter.grad is None else parameter.grad.float()
-        norm = nn.utils.clip_grad_norm_(self.masters.values(), self.config.clip)
+        return nn.utils.get_total_norm([m.grad for m in self.masters.values() if m.grad is not None])
+
+    def step(self, lr: float, norm: Tensor) -> None:
+        """Clip by `norm`, move the masters, round them back. Gradients are freed."""
+        nn.utils.clip_grads_with_norm_(self.masters.values(), self.config.clip, norm)
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
         self._round_back()
-        return norm
 
     @torch.no_grad()
     def _round_back(self) -> None:
@@ -67,11 +71,21 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`, to the bit."""
+        """The inverse of `state`, to the bit. Tensors of another model are a `DataError`."""
         for name, master in self.masters.items():
-            master.copy_(tensors[f"master.{name}"])
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.adam.state[master] = {
-                key: tensors[f"{key}.{name}"].clone() for key in keys if f"{key}.{name}" in tensors
-            }
+            master.copy_(_fitting(tensors, f"master.{name}", master.shape))
+            if f"step.{name}" in tensors:  # not in a checkpoint from before the first step
+                shapes = {"step": torch.Size(), "exp_avg": master.shape, "exp_avg_sq": master.shape}
+                self.adam.state[master] = {
+                    key: _fitting(tensors, f"{key}.{name}", shape).to(master.device, copy=True)
+                    for key, shape in shapes.items()
+                }
         self._round_back()
+
+
+def _fitting(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    if name not in tensors:
+        raise DataError(f"the checkpoint has no {name}, which the model needs")
+    if tensors[name].shape != shape:
+        raise DataError(f"{name} is {tuple(tensors[name].shape)} in the checkpoint, {tuple(shape)} in the model")
+    return tensors[name]

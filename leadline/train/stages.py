@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import torch
 
 from leadline.checkpoint.save import save_model
 from leadline.checkpoint.weights import load_weights
-from leadline.errors import ConfigError, DataError
+from leadline.errors import CheckpointError, ConfigError, DataError
 from leadline.model.config import ModelConfig
 from leadline.model.transformer import DeepseekV2
 from leadline.tokenizer import Tokenizer
 from leadline.train import checkpoints
 from leadline.train.config import TrainConfig
-from leadline.train.data import Conversations, PackedCorpus, held_out
+from leadline.train.data import Conversations, PackedCorpus, check_tokenizer, describe, held_out
 from leadline.train.loop import HeldOut, Trainer, cast, prepare
+from leadline.train.metrics import warn
 from leadline.train.optim import MasterAdamW
 
 GENERATION = {"temperature": 0.7, "top_p": 0.95}
@@ -26,9 +28,10 @@ def pretrain(config: TrainConfig) -> bool:
     """Next-token prediction over a packed corpus; True when complete. The model is exported to OUT/model."""
     prepare(config)
     rows = config.micro_batch_tokens // config.sequence_length
+    check_tokenizer(config.data, tokenizer_folder(config))
     data = PackedCorpus(config.data, "train", config.sequence_length, rows, config.seed)
     batches, size = held_out(config.data, "valid", config.sequence_length, config.eval_tokens)
-    return _run(config, Trainer(config, starting_model(config), data, HeldOut(batches, size)))
+    return _run(config, data, HeldOut(batches, size))
 
 
 def sft(config: TrainConfig) -> bool:
@@ -43,10 +46,15 @@ def sft(config: TrainConfig) -> bool:
         )
         for split in ("train", "valid")
     )
-    return _run(config, Trainer(config, starting_model(config), train, HeldOut(valid.all())))
+    for split, data in (("train", train), ("valid", valid)):
+        if data.dropped:
+            warn(f"{split}.jsonl: {data.dropped} conversations of over {config.sequence_length} tokens left out")
+    return _run(config, train, HeldOut(valid.all()))
 
 
-def _run(config: TrainConfig, trainer: Trainer) -> bool:
+def _run(config: TrainConfig, data: PackedCorpus | Conversations, held: HeldOut) -> bool:
+    trainer = Trainer(config, starting_model(config), data, held)
+    print(f"{describe(data)}; {config.steps:,} steps of {config.batch_tokens:,} tokens", file=sys.stderr)
     complete = trainer.run()
     if complete:
         export(trainer.model, config, config.out / "model")
@@ -74,18 +82,31 @@ def tokenizer_folder(config: TrainConfig) -> Path:
 
 def starting_model(config: TrainConfig) -> DeepseekV2:
     """Random weights, or those of `init`, in float32."""
+    tokenizer = Tokenizer.from_folder(tokenizer_folder(config))
+    shape = config.model if config.init is None else ModelConfig.from_folder(config.init)
+    _check_shape(config, shape, tokenizer.vocab_size)
     if config.init is not None:
         with torch.device("meta"):
-            model = DeepseekV2(ModelConfig.from_folder(config.init))
-        loaded = load_weights(model, config.init, dtype=torch.float32)
-        return loaded.requires_grad_(True)
-    tokenizer = Tokenizer.from_folder(tokenizer_folder(config))
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.model.vocab_size} rows")
+            model = DeepseekV2(shape)
+        return load_weights(model, config.init, dtype=torch.float32).requires_grad_(True)
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "dtype": config.dtype}
-    model = DeepseekV2(dataclasses.replace(config.model, **special))  # type: ignore[arg-type]
+    model = DeepseekV2(dataclasses.replace(shape, **special))  # type: ignore[arg-type]
     model.initialise(torch.Generator().manual_seed(config.seed))
     return model
+
+
+def _check_shape(config: TrainConfig, shape: ModelConfig, vocab_size: int) -> None:
+    try:
+        shape.validate()
+    except CheckpointError as error:
+        raise ConfigError(f"model: {error.message}") from None
+    if vocab_size > shape.vocab_size:
+        raise ConfigError(f"the tokenizer has {vocab_size} tokens, the model {shape.vocab_size} rows")
+    if config.sequence_length > shape.max_position_embeddings:
+        raise ConfigError(
+            f"sequence_length {config.sequence_length} is more than the model's max_position_embeddings "
+            f"{shape.max_position_embeddings}"
+        )
 
 
 def export(model: DeepseekV2, config: TrainConfig, folder: Path) -> None:
