@@ -15,6 +15,8 @@ from typing import Any
 
 from leadline.engine.types import FinishReason, TokenLogprob
 
+LEAST = -9999.0  # as OpenAI writes what is impossible
+
 
 class Aligner:
     """One choice's text and tokens in step; with `strip_space` both lose the one space that opens a chat answer."""
@@ -73,7 +75,7 @@ def completion_logprobs(tokens: Sequence[ShownToken], offset: int) -> dict[str, 
     offsets = list(itertools.accumulate((token.width for token in tokens), initial=offset))[:-1]
     return {
         "tokens": [token.text for token in tokens],
-        "token_logprobs": [token.logprob and token.logprob.logprob for token in tokens],
+        "token_logprobs": [token.logprob and _number(token.logprob) for token in tokens],
         "top_logprobs": [token.logprob and _top(token.logprob) for token in tokens],
         "text_offset": offsets,
     }
@@ -81,11 +83,16 @@ def completion_logprobs(tokens: Sequence[ShownToken], offset: int) -> dict[str, 
 
 def _top(entry: TokenLogprob) -> dict[str, float]:
     """Of several tokens that look alike the likeliest is kept."""
-    return {_text(other): other.logprob for other in reversed(entry.top or (entry,))}
+    return {_text(other): _number(other) for other in reversed(entry.top or (entry,))}
 
 
 def _entry(entry: TokenLogprob) -> dict[str, Any]:
-    return {"token": _text(entry), "logprob": entry.logprob, "bytes": list(entry.text_bytes)}
+    return {"token": _text(entry), "logprob": _number(entry), "bytes": list(entry.text_bytes)}
+
+
+def _number(entry: TokenLogprob) -> float:
+    """JSON has no infinity: what cannot be said is very unlikely."""
+    return max(entry.logprob, LEAST)
 
 
 def _text(entry: TokenLogprob) -> str:
