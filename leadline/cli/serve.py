@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
@@ -42,19 +43,20 @@ def serve(
     from leadline.server.run import bind, serve_app, url
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(name)s: %(message)s")
-    sock = bind(check_bind_host(host), port)
-    with sock:
+    with bind(check_bind_host(host), port) as sock:
         loaded = model.load(max_num_seqs=max_num_seqs, name=served_model_name)
-        info = loaded.engine.info
-        serve_app(_app(loaded), sock, ready=lambda: print(_greeting(info, url(sock)), flush=True), grace=grace)
+        info, address = loaded.engine.info, url(sock)
+        serve_app(_app(loaded, address), sock, ready=lambda: print(_greeting(info, address), flush=True), grace=grace)
 
 
-def _app(loaded: LoadedEngine) -> FastAPI:
+def _app(loaded: LoadedEngine, address: str) -> FastAPI:
     from leadline.engine.aio import AsyncEngine
     from leadline.server.app import create_app
-    from leadline.server.settings import ServerSettings
+    from leadline.server.hosts import host_name
+    from leadline.server.settings import LOOPBACK_HOSTS, ServerSettings
 
-    settings = ServerSettings(defaults=default_params(loaded))
+    hosts = {*LOOPBACK_HOSTS, host_name(urlsplit(address).netloc)}
+    settings = ServerSettings(defaults=default_params(loaded), allowed_hosts=tuple(sorted(hosts)))
     return create_app(AsyncEngine(loaded.engine), loaded.tokenizer, settings)
 
 

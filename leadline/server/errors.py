@@ -65,7 +65,10 @@ def install(app: FastAPI, retry_after: int) -> None:
     """Register the handlers on the app."""
 
     async def leadline_error(_: Request, error: Exception) -> Response:
-        return error_response(fault(error), retry_after)
+        known = fault(error)
+        if known.status == 500:
+            log.warning("answered with 500: %s", known.message)
+        return error_response(known, retry_after)
 
     async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -30,7 +30,19 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tiny_lite_folder: Path) -> Generator[Served, None, None]:
-    command = [sys.executable, "-m", "leadline", "serve", "--port", "0", "--open", "--model", str(tiny_lite_folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "leadline",
+        "serve",
+        "--host",
+        "127.0.0.2",
+        "--port",
+        "0",
+        "--open",
+        "--model",
+        str(tiny_lite_folder),
+    ]
     with subprocess.Popen(
         [*command, "--dtype", "float32", "--max-num-seqs", "4"],
         stdout=subprocess.PIPE,
