@@ -3,8 +3,9 @@
 For MLA a row is (c_KV ; k_R): the normed latent, 512 wide, and the roped shared key, 64 wide, its pairs interleaved as
 in the published weights. 31,104 bytes a token for V2-Lite and 69,120 for V2 in bf16. Nothing per head is ever stored.
 
-Invariant: a page holds `page_size` rows of one sequence in ascending order; which pages belong to whom is the block
-manager's business, not the cache's.
+Invariants: a page holds `page_size` rows of one sequence in ascending order; which pages belong to whom is the block
+manager's business, not the cache's. Every row is finite, whatever is written: attention may run over whole pages, rows of
+an earlier owner included, and gives them no weight; zero times NaN would still poison the new one.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class PagedCache:
         """Store the rows of this pass; `parts` are laid side by side, (T, width) each."""
         rows, column = self.storage[layer], 0
         for part in parts:
-            rows[:, column : column + part.shape[1]].index_copy_(0, slots_T, part.to(rows.dtype))
+            finite = part.to(rows.dtype).nan_to_num()
+            rows[:, column : column + part.shape[1]].index_copy_(0, slots_T, finite)
             column += part.shape[1]
         assert column == self.row
 

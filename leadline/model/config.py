@@ -123,6 +123,8 @@ class ModelConfig:
             values["kv_lora_rank"] = None
         if model_type == "llama" or ("n_routed_experts" in raw and raw["n_routed_experts"] is None):
             values["n_routed_experts"] = None
+        if "n_shared_experts" in raw and raw["n_shared_experts"] is None:
+            values["n_shared_experts"] = 0
         values.setdefault("num_key_value_heads", raw.get("num_attention_heads", 16))
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = values["eos_token_id"][0]

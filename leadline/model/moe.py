@@ -109,10 +109,13 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Gate(config)
         self.experts = Experts(config)
-        self.shared_experts = MLP(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
+        shared = config.n_shared_experts * config.moe_intermediate_size
+        self.shared_experts = MLP(config.hidden_size, shared) if shared else None
         self.dispatcher: Dispatcher = LocalDispatcher()
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Routing]:
         routing = self.gate(x_TD)
         routed_TD = self.dispatcher(x_TD, routing, self.experts)
-        return routed_TD + self.shared_experts(x_TD), routing
+        if self.shared_experts is not None:
+            routed_TD = routed_TD + self.shared_experts(x_TD)
+        return routed_TD, routing

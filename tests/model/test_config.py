@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from leadline.errors import CheckpointError
+from leadline.model.batch import ForwardBatch
 from leadline.model.cache import PagedCache
 from leadline.model.config import PRESETS, SMALL, V2, V2_5, V2_LITE, ModelConfig, YarnConfig
 from leadline.model.transformer import DeepseekV2
@@ -204,3 +205,12 @@ def test_query_compression_and_dense_layers_follow_the_published_shapes() -> Non
 
 def test_small_fits_its_purpose() -> None:
     assert 10e6 < SMALL.parameters() < 30e6
+
+
+def test_a_model_without_shared_experts_is_one_too() -> None:
+    raw = {**dataclasses.replace(SMALL, num_hidden_layers=2).to_dict(), "n_shared_experts": None}
+    config = ModelConfig.from_dict(raw)
+    model = DeepseekV2(config)
+    model.initialise()
+    assert sum(parameter.numel() for parameter in model.parameters()) == config.parameters()
+    assert model(torch.arange(5), ForwardBatch.packed([5])).logits.shape == (5, config.vocab_size)

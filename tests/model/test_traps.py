@@ -345,6 +345,7 @@ def test_t16_the_scaling_factor_is_the_routed_experts_alone() -> None:
     for factor in (1.0, 16.0):
         moe = build(dataclasses.replace(TINY_V2, routed_scaling_factor=factor), torch.float64).model.layers[1].mlp
         assert isinstance(moe, MoE)
+        assert moe.shared_experts is not None
         x = torch.randn(6, TINY_V2.hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             parts[factor] = moe(x)[0] - moe.shared_experts(x), moe.shared_experts(x)
