@@ -35,8 +35,6 @@ def served(tiny_lite_folder: Path) -> Generator[Served, None, None]:
         "-m",
         "leadline",
         "serve",
-        "--host",
-        "127.0.0.2",
         "--port",
         "0",
         "--open",
