@@ -4,8 +4,8 @@ For MLA a row is (c_KV ; k_R): the normed latent, 512 wide, and the roped shared
 in the published weights. 31,104 bytes a token for V2-Lite and 69,120 for V2 in bf16. Nothing per head is ever stored.
 
 Invariants: a page holds `page_size` rows of one sequence in ascending order; which pages belong to whom is the block
-manager's business, not the cache's. Every row is finite, whatever is written: attention may run over whole pages, rows of
-an earlier owner included, and gives them no weight; zero times NaN would still poison the new one.
+manager's business, not the cache's. Every row is finite, whatever is written: attention may run over whole pages, rows
+of an earlier owner included, and gives them no weight; zero times NaN would still poison the new one.
 """
 
 from __future__ import annotations

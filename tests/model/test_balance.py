@@ -76,3 +76,66 @@ def test_v2_lite_uses_the_expert_loss_alone() -> None:
     loss = balance_loss(routing, sequence_ids((0, 6)), 1, TINY_V2, expert_only)
     assert loss.item() == pytest.approx(by_the_paper(routing, (0, 6), expert_only), rel=1e-5)
     assert BalanceConfig() == BalanceConfig(expert=0.001, device=0.0, communication=0.0)
+
+
+def gate_gradient(factors: BalanceConfig, lengths: Sequence[int] = (7, 5)) -> torch.Tensor:
+    """The gradient of the logits by the balance losses alone."""
+    starts = (0, *itertools.accumulate(lengths))
+    logits = torch.randn(starts[-1], EXPERTS, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    logits.requires_grad_()
+    routing = Routing(*route(logits, TOP_K, DEVICES, REACH, False, 16.0))
+    balance_loss(routing, sequence_ids(starts), len(lengths), TINY_V2, factors).backward()
+    assert logits.grad is not None
+    return logits.grad
+
+
+def test_the_gradient_goes_through_the_affinities_alone() -> None:
+    """f, f' and f'' are counts: against a formula in which they are constants."""
+    starts = (0, 7, 12)
+    logits = torch.randn(12, EXPERTS, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    chosen = route(logits.detach(), TOP_K, DEVICES, REACH, False, 16.0)[0]
+    size, total = EXPERTS // DEVICES, torch.zeros((), dtype=torch.float64)
+    for start, end in itertools.pairwise(starts):
+        p_E = logits[start:end].softmax(-1).mean(0)
+        ids_TK = chosen[start:end]
+        f_E = torch.stack([(ids_TK == e).sum() * EXPERTS / (TOP_K * (end - start)) for e in range(EXPERTS)])
+        total = total + FACTORS.expert * (f_E * p_E).sum()
+        for device in range(DEVICES):
+            own = slice(device * size, (device + 1) * size)
+            sent = (ids_TK // size == device).any(-1).sum() * DEVICES / (REACH * (end - start))
+            total = total + (FACTORS.device * f_E[own].mean() + FACTORS.communication * sent) * p_E[own].sum()
+    (total / 2).backward()
+    torch.testing.assert_close(gate_gradient(FACTORS), logits.grad)
+
+
+def test_the_factors_reach_the_gate() -> None:
+    without, with_expert = gate_gradient(BalanceConfig(0.0)), gate_gradient(BalanceConfig(0.003))
+    assert not without.any()
+    assert with_expert.any()
+    torch.testing.assert_close(gate_gradient(BalanceConfig(0.006)), 2 * with_expert)
+
+
+def test_sequences_are_balanced_each_by_itself() -> None:
+    """Two sequences, each on experts of its own, are uneven however even their sum is."""
+    ids = torch.tensor([[0, 1]] * 4 + [[2, 3]] * 4)
+    scores = torch.zeros(8, 4).scatter_(1, ids, 0.5)
+    routing, config = Routing(ids, scores.gather(1, ids), scores), dataclasses.replace(TINY_V2, n_group=1)
+    one = balance_loss(routing, sequence_ids((0, 8)), 1, config, BalanceConfig(1.0))
+    two = balance_loss(routing, sequence_ids((0, 4, 8)), 2, config, BalanceConfig(1.0))
+    assert (one.item(), two.item()) == pytest.approx((1.0, 2.0))
+
+
+def test_a_pass_cut_into_passes_of_whole_sequences_has_the_same_loss() -> None:
+    routing, starts = routing_of(15, 1), (0, 4, 9, 15)
+    whole = balance_loss(routing, sequence_ids(starts), 3, TINY_V2, FACTORS)
+    parts = [
+        balance_loss(
+            Routing(routing.expert_ids_TK[a:b], routing.weights_TK[a:b], routing.scores_TE[a:b]),
+            sequence_ids((0, b - a)),
+            1,
+            TINY_V2,
+            FACTORS,
+        )
+        for a, b in itertools.pairwise(starts)
+    ]
+    assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-6)

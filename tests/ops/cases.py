@@ -108,7 +108,8 @@ def causal_backward(dtype: torch.dtype) -> tuple[Any, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Paged:
-    """Sequences over shuffled pages: (context, tokens of this pass) each; rows nobody may read are NaN."""
+    """Sequences over shuffled pages: (context, tokens of this pass) each. Pages of nobody are NaN; what a last page
+    holds past its sequence is garbage, but finite, as the cache keeps it."""
 
     sequences: tuple[tuple[int, int], ...]
     page_size: int = 4
@@ -125,6 +126,7 @@ class Paged:
         tables = self.pages()
         rows = torch.full((sum(map(len, tables)) + 2, self.page_size, width), float("nan"), dtype=dtype)
         for seed, (table, (context, _)) in enumerate(zip(tables, self.sequences, strict=True)):
+            rows[table] = 1000.0
             filled = normal(context, width, seed=10 + seed, dtype=dtype)
             for i, row in enumerate(filled):
                 rows[table[i // self.page_size], i % self.page_size] = row
