@@ -143,7 +143,7 @@ def encoded(body: Any) -> bytes:
 def test_generated_bodies(application: Application, path: str) -> None:
     served = application.statuses.get(200, 0)
 
-    @hypothesis.settings(max_examples=250)
+    @hypothesis.settings(max_examples=120)
     @hypothesis.given(bodies(path))
     def check(body: Any) -> None:
         application.post(path, encoded(body))
