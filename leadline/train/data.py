@@ -184,11 +184,18 @@ def _conversation(line: bytes, where: str) -> list[dict[str, str]]:
         pairs: list[dict[str, str]] = [{"role": m["role"], "content": m["content"]} for m in messages]
     except (ValueError, KeyError, TypeError):
         raise DataError(f'{where}: not a JSON object with "messages" of "role" and "content"') from None
-    if not all(isinstance(m["content"], str) and m["role"] in ("system", "user", "assistant") for m in pairs):
+    if not all(_is_text(m["content"]) and m["role"] in ("system", "user", "assistant") for m in pairs):
         raise DataError(f"{where}: a message has an unknown role or a content that is not text")
+    if pairs and pairs[0]["role"] == "assistant":
+        raise DataError(f"{where}: the assistant speaks first, which no prompt asks it to")
     if not any(m["role"] == "assistant" for m in pairs):
         raise DataError(f"{where}: no assistant message to learn from")
     return pairs
+
+
+def _is_text(value: object) -> bool:
+    """JSON can spell half a surrogate pair, which is no character."""
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 
 def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> Fragment:
