@@ -15,4 +15,4 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return rms_norm(x_TD, self.weight, self.eps)
+        return rms_norm(x_TD, self.weight, self.eps).to(self.weight.dtype)

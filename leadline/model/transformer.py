@@ -19,6 +19,7 @@ from leadline.model.mla import MLA
 from leadline.model.moe import MLP, MoE, Routing
 from leadline.model.norm import RMSNorm
 from leadline.model.rope import Rope, RotaryEmbedding
+from leadline.ops.norm import residual_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Backbone(nn.Module):
 
     def forward(self, tokens_T: Tensor, batch: ForwardBatch) -> tuple[Tensor, tuple[Routing, ...]]:
         x_TD = self.embed_tokens(tokens_T)
+        x_TD = x_TD.to(residual_dtype(x_TD))
         rope = self.rotary(batch.positions)
         routings = []
         for layer in self.layers:

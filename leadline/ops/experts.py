@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import grouped_mm, linear, silu
 
 from leadline.ops.dispatch import op
-from leadline.ops.norm import accumulate_dtype
+from leadline.ops.norm import accumulate_dtype, residual_dtype
 
 
 @op
@@ -83,7 +83,7 @@ def sum_slots(rows_ND: Tensor, place_TK: Tensor) -> Tensor:
 def gated_sum(rows_ND: Tensor, gates_TK: Tensor, place_TK: Tensor) -> Tensor:
     """(T, D): sum_k gate x row, in float32 (eq. 20)."""
     rows_TKD = rows_ND[place_TK].to(accumulate_dtype(rows_ND))
-    return (rows_TKD * gates_TK[:, :, None]).sum(1).to(rows_ND.dtype)
+    return (rows_TKD * gates_TK[:, :, None]).sum(1).to(residual_dtype(rows_ND))
 
 
 def _many_on_cpu(rows: Tensor, *_: Tensor) -> bool:
@@ -104,7 +104,7 @@ def _gated_sum_slots(rows_ND: Tensor, gates_TK: Tensor, place_TK: Tensor) -> Ten
     total_TD = rows_ND.new_zeros(place_TK.shape[0], rows_ND.shape[1], dtype=wide)
     for place_T, gate_T in zip(place_TK.unbind(1), gates_TK.unbind(1), strict=True):
         total_TD.addcmul_(rows_ND.index_select(0, place_T).to(wide), gate_T[:, None])
-    return total_TD.to(rows_ND.dtype)
+    return total_TD.to(residual_dtype(rows_ND))
 
 
 @op
@@ -272,4 +272,4 @@ def _routed_single(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, gate_up_EFD: 
         if expert < gate_up_EFD.shape[0]:
             y_1D = linear(swiglu(linear(x_TD, gate_up_EFD[expert])), down_EDF[expert])
             out_D.add_(y_1D[0], alpha=gate)
-    return out_D.to(x_TD.dtype)[None]
+    return out_D.to(residual_dtype(x_TD))[None]

@@ -13,6 +13,12 @@ def accumulate_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def residual_dtype(x: Tensor) -> torch.dtype:
+    """What the residual stream and the sum over experts are held in: the model's own type, but never float16, whose
+    numbers end at 65,504, sooner than the residuals of trained models do."""
+    return torch.float32 if x.dtype == torch.float16 else x.dtype
+
+
 @op
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / rms(x) in float32, cast back, then times the weight: in this order, as the published weights expect."""

@@ -19,7 +19,7 @@ from leadline.model.batch import ForwardBatch
 from leadline.model.cache import PagedCache
 from leadline.model.config import V2, V2_5, V2_LITE, ModelConfig, yarn_mscale
 from leadline.model.mla import MLA
-from leadline.model.moe import Gate, MoE, Routing
+from leadline.model.moe import MLP, Gate, MoE, Routing
 from leadline.model.norm import RMSNorm
 from leadline.model.rope import RotaryEmbedding, correction_range, inverse_frequencies, magnitude
 from leadline.model.transformer import DeepseekV2
@@ -419,6 +419,27 @@ def test_t21_no_token_is_dropped_outside_training() -> None:
         outputs = [model.train(mode)(tokens, batch) for mode in (True, False)]
     assert all((routing.expert_ids_TK < 8).all() for output in outputs for routing in output.routings)
     assert torch.equal(outputs[0].logits, outputs[1].logits)
+
+
+def test_t29_float16_holds_a_residual_beyond_its_own_range() -> None:
+    """The stream passes 65,504 in the first layer, and the scaled sum over experts does in the second."""
+    model, tokens = build(TINY_V2, std=0.08), sample_tokens(TINY_V2, 20)
+    embedding, first, second = model.model.embed_tokens, model.model.layers[0].mlp, model.model.layers[1].mlp
+    assert isinstance(first, MLP)
+    assert isinstance(second, MoE)
+    peaks = []
+    with torch.no_grad():
+        embedding.weight.mul_(60000 / embedding.weight.abs().max())
+        x_TD = torch.randn(50, TINY_V2.hidden_size, generator=torch.Generator().manual_seed(0))
+        first.down_proj.weight.mul_(20000 / first(x_TD).abs().max())
+        second.experts.down_proj.mul_(20000 / expert_output(second, x_TD, second.gate(x_TD), 0).abs().max())
+        right = expanded(model, tokens)
+        second.register_forward_hook(lambda _, args, output: peaks.append(output[0].abs().max().item()))
+        expanded(model, tokens)
+        assert min(peaks) > 65504
+        half = model.to(torch.float16)
+        assert relative_error(expanded(half, tokens), right) < 0.02
+        assert relative_error(paged(half, tokens, [19, 1]), right) < 0.02
 
 
 @pytest.mark.parametrize("width", [12, 16, 24, 32])
