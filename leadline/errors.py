@@ -6,6 +6,8 @@
     |   +-- InvalidRequest       a request body or sampling parameter out of range
     |   |   +-- ContextLengthExceeded
     |   +-- ModelNotFound        an unknown model name or folder                          404
+    |   +-- NotFound             a key, a voucher, a user that is not there               404
+    |   +-- Conflict             it was done already, or something else is in its place   409
     |   +-- CheckpointError      a folder that is not a model, a missing or damaged tensor
     |   +-- TokenizerError       a tokenizer that cannot be read or does not round-trip
     |   +-- DataError            a broken training or evaluation file
@@ -13,6 +15,7 @@
     +-- AuthenticationError      no or a wrong key                                        401
     +-- PermissionDenied         a key that may not do this                               403
     +-- InsufficientBalance      the account cannot pay for one more token                402
+    |   +-- BudgetExceeded       the account could, but the key's spending cap says no    402
     +-- RateLimited              too many requests; try again later                       429
     +-- TrainingError            a run that cannot go on: numbers that are not finite
     +-- EngineError              a fault of ours while running                            500
@@ -34,6 +37,7 @@ class LeadlineError(Exception):
     code: str = "internal_error"
     type: str = "server_error"
     exit_code: int = 1
+    retry_after: int | None = None  # seconds, where the server knows when to try again
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -63,6 +67,16 @@ class ContextLengthExceeded(InvalidRequest):
 class ModelNotFound(UserError):
     status = 404
     code = "model_not_found"
+
+
+class NotFound(UserError):
+    status = 404
+    code = "not_found"
+
+
+class Conflict(UserError):
+    status = 409
+    code = "conflict"
 
 
 class CheckpointError(UserError):
@@ -104,10 +118,18 @@ class InsufficientBalance(LeadlineError):
     exit_code = 2
 
 
+class BudgetExceeded(InsufficientBalance):
+    code = "budget_exceeded"
+
+
 class RateLimited(LeadlineError):
     status = 429
     code = "rate_limit_exceeded"
     type = "rate_limit_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
 
 
 class TrainingError(LeadlineError):

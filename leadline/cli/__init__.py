@@ -52,6 +52,10 @@ _EXTRAS = {
     "fastapi": "server",
     "uvicorn": "server",
     "prometheus_client": "server",
+    "sqlalchemy": "server",
+    "alembic": "server",
+    "argon2": "server",
+    "jwt": "server",
 }
 
 

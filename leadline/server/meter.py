@@ -1,0 +1,139 @@
+"""Meters: one for each request that runs, between its tokens and its bill.
+
+A meter opens with a hold, keeps the answer covered while it streams, and closes with a settlement, whatever happens to
+the task that runs the request: every piece of database work is a task of its own, which no cancellation reaches. The
+`Meters` of a process also write the counts of all of them down twice a second, and sweep up after other processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from leadline.engine.types import Usage
+from leadline.errors import LeadlineError
+from leadline.server.billing import HOLD_TOKENS, LEASE_SECONDS, Billing, Hold, Order, Outcome
+
+T = TypeVar("T")
+
+log = logging.getLogger("leadline.server.billing")
+
+PERSIST_SECONDS = 0.5
+SWEEP_SECONDS = 5.0
+LOW_WATER = 64  # covered tokens left when a hold is extended
+
+
+class HoldMeter:
+    def __init__(self, meters: Meters, order: Order) -> None:
+        self.meters = meters
+        self.order = order
+        self.usage = Usage()  # what is delivered, as far as `delivered` was told
+        self._opening: asyncio.Task[Hold] | None = None
+        self._hold: Hold | None = None
+        self._dry = False  # the last extension brought nothing; the next is tried when nothing is left
+
+    async def open(self) -> None:
+        """Hold, or raise `InsufficientBalance`."""
+        self._opening = self.meters.spawn(self.meters.billing.hold(self.order))
+        self._hold = await asyncio.shield(self._opening)
+        self.meters.live[self.order.request_id] = self
+
+    async def cover(self, completion_tokens: int) -> bool:
+        """Whether so many tokens of output are paid for."""
+        assert self._hold is not None
+        left = self._hold.covered - completion_tokens
+        if left < (0 if self._dry else LOW_WATER) and self._hold.covered < self.order.most:
+            more = min(HOLD_TOKENS, self.order.most - self._hold.covered)
+            before = self._hold.covered
+            extension = self.meters.spawn(self.meters.billing.extend(self._hold, more))
+            self._hold = await asyncio.shield(extension)
+            self._dry = self._hold.covered == before
+        return completion_tokens <= self._hold.covered
+
+    def delivered(self, usage: Usage) -> None:
+        self.usage = usage
+
+    async def close(self, outcome: Outcome) -> None:
+        """Settle; a second call changes nothing. Returns when the bill is written, unless it is cancelled: then the
+        bill is written all the same."""
+        await asyncio.shield(self.meters.spawn(self._settle(outcome)))
+
+    async def _settle(self, outcome: Outcome) -> None:
+        if self._opening is None:
+            return
+        try:
+            await self._opening
+        except LeadlineError:
+            return  # nothing was held
+        try:
+            await self.meters.billing.settle(self.order.request_id, self.usage, outcome)
+        finally:
+            self.meters.live.pop(self.order.request_id, None)
+
+
+class Meters:
+    """The meters of this process."""
+
+    def __init__(self, billing: Billing) -> None:
+        self.billing = billing
+        self.live: dict[str, HoldMeter] = {}
+        self._written: dict[str, tuple[Usage, float]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def meter(self, order: Order) -> HoldMeter:
+        return HoldMeter(self, order)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """`work` as a task that outlives its caller; `drain` waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def drain(self) -> None:
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """Persist and sweep meanwhile; at the end, wait for the settlements that are on their way."""
+        loops = [
+            asyncio.create_task(_every(PERSIST_SECONDS, self.persist)),
+            asyncio.create_task(_every(SWEEP_SECONDS, self.sweep)),
+        ]
+        try:
+            yield
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            await self.drain()
+
+    async def persist(self) -> None:
+        """Write down what has changed, and of the rest what would soon lose its lease."""
+        now = self.billing.clock()
+        self._written = {request_id: seen for request_id, seen in self._written.items() if request_id in self.live}
+        counts = {request_id: meter.usage for request_id, meter in self.live.items() if self._due(meter, now)}
+        await self.billing.persist(counts)
+        self._written |= {request_id: (usage, now) for request_id, usage in counts.items()}
+
+    async def sweep(self) -> None:
+        """Settle for the dead and empty what has expired."""
+        await self.billing.sweep(self.live)
+        await self.billing.expire()
+
+    def _due(self, meter: HoldMeter, now: float) -> bool:
+        usage, when = self._written.get(meter.order.request_id, (Usage(), 0.0))
+        return usage != meter.usage or now - when >= LEASE_SECONDS / 3
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("upkeep of the books failed; it is tried again")
+        await asyncio.sleep(seconds)

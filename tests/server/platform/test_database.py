@@ -1,0 +1,80 @@
+"""The tables: migrations end where the code is, the ledger only grows, a database of another version is told."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import delete, update
+from sqlalchemy.exc import IntegrityError
+
+from leadline.errors import ConfigError
+from leadline.server.db import Database, buckets, file_url, ledger, metadata, users
+from tests.server.platform.books import Books, empty_database, with_books
+
+
+@with_books
+async def test_migrations_make_the_tables_of_the_code(books: Books) -> None:
+    async with books.database.read() as connection:
+        differences = await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync), metadata)
+        )
+    assert differences == []
+
+
+@with_books
+async def test_the_ledger_cannot_be_rewritten(books: Books) -> None:
+    await books.credit(await books.user(), 1000)
+    for statement in (update(ledger).values(amount=5), delete(ledger)):
+        with pytest.raises(IntegrityError, match="append-only"):
+            async with books.database.write() as connection:
+                await connection.execute(statement)
+    assert await books.faults() == []
+
+
+@with_books
+async def test_the_database_itself_refuses_a_negative_balance(books: Books) -> None:
+    await books.credit(await books.user(), 1000)
+    for values in ({"balance": -1}, {"held": 1001}, {"held": -1}):
+        with pytest.raises(IntegrityError):
+            async with books.database.write() as connection:
+                await connection.execute(update(buckets).values(values))
+
+
+@with_books
+async def test_a_failed_transaction_leaves_nothing(books: Books) -> None:
+    await books.user()
+
+    async def change() -> None:
+        async with books.database.write() as connection:
+            await connection.execute(update(users).values(name="changed"))
+            await connection.execute(update(users).values(role=None))
+
+    with pytest.raises(IntegrityError):
+        await change()
+    async with books.database.read() as connection:
+        assert (await connection.execute(users.select())).one().name == ""
+
+
+def test_opening_again_changes_nothing_and_a_newer_database_is_told(tmp_path: Path) -> None:
+    path = empty_database(tmp_path)
+
+    async def reopen() -> None:
+        await (await Database.open(file_url(path))).close()
+
+    asyncio.run(reopen())
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(ConfigError, match="another version of leadline"):
+        asyncio.run(reopen())
+
+
+@pytest.mark.parametrize("url", ["nonsense", "oracle+nothing://x", "postgresql+psycopg://x/y"])
+def test_a_url_that_cannot_be_used_is_told(url: str) -> None:
+    with pytest.raises(ConfigError, match="database URL"):
+        asyncio.run(Database.open(url))

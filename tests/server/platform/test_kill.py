@@ -1,0 +1,30 @@
+"""kill -9 in the middle of eight streams: what was committed survives, what was held is settled by the sweep."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.source import ROOT
+
+
+def kill(rounds: int, seed: int, folder: Path) -> str:
+    command = [sys.executable, "-m", "tests.server.platform.killer", str(rounds), str(seed), str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_killed_a_few_times(tmp_path: Path) -> None:
+    assert kill(4, 1, tmp_path).startswith("4 kills")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_two_hundred_times(tmp_path: Path) -> None:
+    text = kill(200, 2, tmp_path)
+    print(text)
+    assert int(text.split()[5]) > 200, "streams were in flight"
