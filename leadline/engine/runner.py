@@ -138,11 +138,11 @@ class ModelRunner:
         known.extend(tuple(map(tuple, token)) for token in experts_TLK.tolist())
 
     def _collect_prompt_logprobs(self, chunk: Chunk, start: int, hidden_TD: Tensor, top: int) -> None:
-        """Row p gives the log-probability of prompt token p + 1; token 0 has none."""
+        """Row p gives the log-probability of prompt token p + 1; token 0 has none, nor those nobody asked about."""
         sequence = chunk.sequence
         known = sequence.prompt_logprobs
         if not known:
-            known.append(None)
+            known += [None] * min(max(sequence.params.prompt_logprobs_from, 1), sequence.prompt_tokens)
         first, last = max(len(known) - 1, chunk.start), min(chunk.end, sequence.prompt_tokens - 1)
         for begin in range(first, last, PROMPT_LOGPROB_ROWS):
             end = min(begin + PROMPT_LOGPROB_ROWS, last)

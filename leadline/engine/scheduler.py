@@ -201,11 +201,11 @@ class Scheduler:
 
     def _match(self, sequence: Sequence) -> None:
         """Take what the prefix cache knows of its tokens, the last token never."""
-        if sequence.wants_every_row or not self.blocks.prefix_cache:
+        usable = sequence.reusable_tokens // self.blocks.page_size
+        if not usable or not self.blocks.prefix_cache:
             return
-        self._extend_keys(sequence, (len(sequence.ids) - 1) // self.blocks.page_size)
-        usable = sequence.page_keys[: (len(sequence.ids) - 1) // self.blocks.page_size]
-        sequence.pages = self.blocks.match_prefix(usable)
+        self._extend_keys(sequence, usable)
+        sequence.pages = self.blocks.match_prefix(sequence.page_keys[:usable])
         self.blocks.acquire(sequence.pages)
         sequence.published = len(sequence.pages)
         sequence.computed = sequence.published * self.blocks.page_size

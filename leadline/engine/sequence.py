@@ -107,9 +107,15 @@ class Sequence:
         return -self.request.priority, self.arrival
 
     @property
-    def wants_every_row(self) -> bool:
-        """Answers about the prompt itself need every token of it run: the prefix cache is of no use to them."""
-        return self.params.prompt_logprobs is not None or self.params.return_routed_experts
+    def reusable_tokens(self) -> int:
+        """How much the prefix cache may give. The last token is always run, for what follows it; so is every token that
+        the answer tells about: row p scores token p + 1."""
+        if self.params.return_routed_experts:
+            return 0
+        last = len(self.ids) - 1
+        if self.params.prompt_logprobs is None:
+            return last
+        return min(last, max(self.params.prompt_logprobs_from - 1, 0))
 
     @property
     def prompt_ready(self) -> bool:

@@ -34,8 +34,9 @@ class SamplingParams:
     """How the next token is chosen and when to stop. Names and meanings are OpenAI's and vLLM's.
 
     `temperature` 0 is greedy. `max_tokens` None means: until the context is full. `logprobs` None means none, 0 the
-    chosen token's only, k its and the k likeliest's. `seed` fixes a request's random numbers whatever else is being
-    served.
+    chosen token's only, k its and the k likeliest's. The `prompt_logprobs` before `prompt_logprobs_from` are None and
+    not computed, so that this much of the prompt may come from the prefix cache. `seed` fixes a request's random
+    numbers whatever else is being served.
     """
 
     temperature: float = 1.0
@@ -57,6 +58,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_from: int = 0
     grammar: Grammar | None = None
     adapter: str | None = None  # the LoRA adapter to answer with
     return_routed_experts: bool = False
@@ -74,6 +76,7 @@ class SamplingParams:
         self._check("max_tokens", 1, math.inf)
         self._check("logprobs", 0, MAX_LOGPROBS)
         self._check("prompt_logprobs", 0, MAX_LOGPROBS)
+        self._check("prompt_logprobs_from", 0, math.inf)
         if len(self.stop) > MAX_STOPS:
             raise InvalidRequest(f"at most {MAX_STOPS} stop strings, got {len(self.stop)}", param="stop")
         if any(not text for text in self.stop):

@@ -255,6 +255,24 @@ def test_prompt_logprobs_come_with_the_first_output_only() -> None:
         assert len(entry.top) == 2
 
 
+@pytest.mark.parametrize("start", [1, 64, 65, 100, 130, 149, 150, 999])
+def test_a_shared_beginning_is_not_computed_again_for_the_logprobs_of_the_rest(start: int) -> None:
+    ids = prompt(150)
+    engine = make_engine(max_num_seqs=2, max_num_batched_tokens=40)
+    whole = generate(engine, request("whole", ids, prompt_logprobs=0))["whole", 0][0]
+    part = generate(engine, request("part", ids, prompt_logprobs=0, prompt_logprobs_from=start))["part", 0][0]
+    assert part.usage.cached_tokens == min(start - 1, 149) // 64 * 64
+    assert len(part.prompt_logprobs) == 150
+    for place, (expected, entry) in enumerate(zip(whole.prompt_logprobs, part.prompt_logprobs, strict=True)):
+        if place < start:
+            assert entry is None
+        else:
+            assert expected is not None
+            assert entry is not None
+            assert (entry.token_id, entry.rank) == (expected.token_id, expected.rank)
+            assert entry.logprob == pytest.approx(expected.logprob, abs=1e-4)
+
+
 class Letters:
     """A toy grammar that allows a and b in turn."""
 

@@ -78,6 +78,7 @@ def test_pickle_round_trip(sample: Any) -> None:
         ("min_tokens", -1),
         ("logprobs", 21),
         ("prompt_logprobs", -1),
+        ("prompt_logprobs_from", -1),
         ("stop", ("",)),
         ("stop", ("a",) * 17),
         ("logit_bias", ((1, 101.0),)),
