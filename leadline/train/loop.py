@@ -195,8 +195,8 @@ class Trainer:
             return
         where = first_not_finite(self.model, [functools.partial(self.forward, batch) for batch in batches])
         raise TrainingError(
-            f"step {self.step + 1}: loss {loss}, gradient norm {norm}, not finite {where}; the last checkpoint is from "
-            "before, a lower optimizer.peak_lr or another seed may get past it"
+            f"step {self.step + 1}: loss {loss}, gradient norm {norm}: not finite, {where}; the checkpoints are "
+            "from before, and a lower optimizer.peak_lr or another seed may get past it"
         )
 
     @torch.no_grad()

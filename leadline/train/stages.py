@@ -27,11 +27,12 @@ GENERATION = {"temperature": 0.7, "top_p": 0.95}
 def pretrain(config: TrainConfig) -> bool:
     """Next-token prediction over a packed corpus; True when complete. The model is exported to OUT/model."""
     prepare(config)
-    rows = config.micro_batch_tokens // config.sequence_length
+    model = starting_model(config)
     check_tokenizer(config.data, tokenizer_folder(config))
+    rows = config.micro_batch_tokens // config.sequence_length
     data = PackedCorpus(config.data, "train", config.sequence_length, rows, config.seed)
     batches, size = held_out(config.data, "valid", config.sequence_length, config.eval_tokens)
-    return _run(config, data, HeldOut(batches, size))
+    return _run(config, model, data, HeldOut(batches, size))
 
 
 def sft(config: TrainConfig) -> bool:
@@ -39,6 +40,7 @@ def sft(config: TrainConfig) -> bool:
     if config.init is None:
         raise ConfigError("sft starts from a trained model: set `init`, a model folder")
     prepare(config)
+    model = starting_model(config)
     tokenizer = Tokenizer.from_folder(tokenizer_folder(config))
     train, valid = (
         Conversations(
@@ -49,11 +51,11 @@ def sft(config: TrainConfig) -> bool:
     for split, data in (("train", train), ("valid", valid)):
         if data.dropped:
             warn(f"{split}.jsonl: {data.dropped} conversations of over {config.sequence_length} tokens left out")
-    return _run(config, train, HeldOut(valid.all()))
+    return _run(config, model, train, HeldOut(valid.all()))
 
 
-def _run(config: TrainConfig, data: PackedCorpus | Conversations, held: HeldOut) -> bool:
-    trainer = Trainer(config, starting_model(config), data, held)
+def _run(config: TrainConfig, model: DeepseekV2, data: PackedCorpus | Conversations, held: HeldOut) -> bool:
+    trainer = Trainer(config, model, data, held)
     print(f"{describe(data)}; {config.steps:,} steps of {config.batch_tokens:,} tokens", file=sys.stderr)
     complete = trainer.run()
     if complete:

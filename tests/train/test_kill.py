@@ -1,0 +1,77 @@
+"""kill -9 at any moment: what bears a checkpoint's name is whole, and the run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leadline.train import checkpoints
+from leadline.train.config import TrainConfig
+from tests.source import ROOT
+from tests.train.runs import newest, recipe, records, same, trainer
+
+STEPS = 80
+
+# One process that has everything imported forks a run, kills it after the given time, and forks it again.
+KILLER = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from tests.train.runs import recipe, trainer
+torch.set_num_threads(1)
+folder, corpus, tokenizer = map(Path, sys.argv[1:4])
+config = recipe(folder, corpus, tokenizer, steps=int(sys.argv[4]), save_every=2)
+trainer(config)  # imports what building one imports
+for delay in map(float, sys.argv[5:]):
+    child = os.fork()
+    if child == 0:
+        trainer(config).run()
+        os._exit(0)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    names = sorted(path.name for path in (folder / "run/checkpoints").glob("*"))
+    print(names[-1] if names else "none", flush=True)
+"""
+
+
+def kill(config: TrainConfig, folder: Path, times: int, seed: int) -> list[str]:
+    """The newest name in the checkpoints' folder after each kill."""
+    draw = random.Random(seed)
+    delays = [str(draw.uniform(0.02, 0.2)) for _ in range(times)]
+    assert config.tokenizer is not None
+    args = [str(folder), str(config.data), str(config.tokenizer), str(STEPS), *delays]
+    done = subprocess.run([sys.executable, "-c", KILLER, *args], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout.splitlines()
+
+
+def check(tmp_path: Path, corpus: Path, tokenizer: Path, times: int, seed: int) -> None:
+    config = recipe(tmp_path, corpus, tokenizer, steps=STEPS, save_every=2)
+    seen = kill(config, tmp_path, times, seed)
+    assert len(seen) == times
+    for path in checkpoints.complete(config.out / "checkpoints"):
+        checkpoints.load(path)
+    reached = len({name for name in seen if name.startswith("step-")})
+    assert reached >= 2, f"the runs got somewhere between kills: {seen}"
+    assert trainer(config).run()
+    told = [record["step"] for record in records(config) if "loss" in record]
+    assert told == list(range(1, STEPS + 1)), "every step once, no line torn"
+    straight = recipe(tmp_path / "straight", corpus, tokenizer, steps=STEPS)
+    assert trainer(straight).run()
+    assert same(newest(config), newest(straight))
+
+
+def test_runs_killed_ten_times_end_as_one_that_was_not(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:
+    check(tmp_path, corpus, tokenizer, times=10, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_killed_often_end_as_one_that_was_not(tmp_path: Path, corpus: Path, tokenizer: Path, seed: int) -> None:
+    check(tmp_path, corpus, tokenizer, times=10, seed=100 + seed)
