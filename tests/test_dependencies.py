@@ -44,11 +44,15 @@ def distributions(module: str, *, eager: bool | None = None) -> set[str]:
 def test_every_import_is_declared(module: str) -> None:
     layer = module.partition(".")[2].partition(".")[0]
     core, engine, server = names(PROJECT["dependencies"]), names(EXTRAS["engine"]), names(EXTRAS["server"])
-    assert distributions(module) <= core | engine | server
+    evaluation = names(EXTRAS["eval"])
+    assert distributions(module) <= core | engine | server | evaluation
     if layer in BARE:
         assert distributions(module, eager=True) <= core
     elif layer == "server":
         assert distributions(module) <= core | server
+    elif layer == "eval":
+        assert distributions(module) <= core | engine | evaluation
+        assert distributions(module, eager=True) <= core
     else:
         assert distributions(module) <= core | engine
 
