@@ -40,16 +40,16 @@ chat: $(STAMP)-app
 setup: $(STAMP)-app
 
 test: $(STAMP)-test
-	@$(PYTHON) -m pytest -rs $(ARGS)
+	@$(PYTHON) -m pytest -ra $(ARGS)
 
 # What ran and how it ended is kept, for claims that rest on it.
 test-slow: $(STAMP)-test
 	@mkdir -p benchmarks; status=0; \
-	$(PYTHON) -m pytest -m slow -rs --durations=0 $(ARGS) > benchmarks/test-slow.txt 2>&1 || status=$$?; \
+	$(PYTHON) -m pytest -m slow -ra --durations=0 $(ARGS) > benchmarks/test-slow.txt 2>&1 || status=$$?; \
 	cat benchmarks/test-slow.txt; exit $$status
 
 gpu: $(STAMP)-test
-	@$(PYTHON) -m pytest -m gpu -rs $(ARGS)
+	@$(PYTHON) -m pytest -m gpu -ra $(ARGS)
 
 lint: $(STAMP)-test
 	@$(PYTHON) -m ruff check .

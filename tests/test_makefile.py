@@ -79,7 +79,7 @@ def test_serve_sets_up_then_serves(sandbox: Sandbox) -> None:
 def test_a_second_call_only_runs(sandbox: Sandbox) -> None:
     sandbox.make("test")
     done = sandbox.make("test", "ARGS=-k rope")
-    assert sandbox.log.read_text().splitlines() == ["-m pytest -rs -k rope"]
+    assert sandbox.log.read_text().splitlines() == ["-m pytest -ra -k rope"]
     assert done.stdout == ""
 
 
