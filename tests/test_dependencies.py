@@ -44,17 +44,20 @@ def distributions(module: str, *, eager: bool | None = None) -> set[str]:
 def test_every_import_is_declared(module: str) -> None:
     layer = module.partition(".")[2].partition(".")[0]
     core, engine, server = names(PROJECT["dependencies"]), names(EXTRAS["engine"]), names(EXTRAS["server"])
-    evaluation = names(EXTRAS["eval"])
-    assert distributions(module) <= core | engine | server | evaluation
+    evaluation, plot = names(EXTRAS["eval"]), names(EXTRAS["plot"])
+    assert distributions(module) <= core | engine | server | evaluation | plot
     if layer in BARE:
         assert distributions(module, eager=True) <= core
     elif layer == "server":
         assert distributions(module) <= core | server
     elif layer == "eval":
-        assert distributions(module) <= core | engine | evaluation
+        assert distributions(module) <= core | engine | evaluation | plot
         assert distributions(module, eager=True) <= core
+    elif module == "leadline.train.plot":
+        assert distributions(module) <= core | plot
+        assert distributions(module, eager=True) - plot <= core
     else:
-        assert distributions(module) <= core | engine
+        assert distributions(module) <= core | engine | plot
 
 
 def test_torch_has_a_floor_and_no_ceiling() -> None:
