@@ -52,6 +52,7 @@ _EXTRAS = {
     "fastapi": "server",
     "uvicorn": "server",
     "prometheus_client": "server",
+    "matplotlib": "plot",
     "sqlalchemy": "server",
     "alembic": "server",
     "argon2": "server",

@@ -91,3 +91,18 @@ def data(recipe: Path, /, *, folder: Path | None = None) -> None:
     manifest = build_corpus(load_recipe(recipe, folder=folder))
     for split, counts in manifest["splits"].items():
         print(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+
+
+@app.command
+def plot(out: Path, /, *, picture: Path | None = None) -> None:
+    """Draw a run, finished or not: loss, learning rate, every expert's load.
+
+    Args:
+        out: The run's folder, `out` of its recipe.
+        picture: Where to draw to, a .png, .pdf or .svg; metrics.png in the run's folder by default.
+    """
+    from leadline.train.plot import plot_run
+
+    picture = picture or out / "metrics.png"
+    plot_run(out, picture)
+    print(picture)

@@ -19,6 +19,7 @@ from leadline.ops.rotary import rotate_interleaved
 
 MIN_ELEMENTS = 1 << 12
 FIXED = (rms_norm, rotate_interleaved, swiglu, swiglu_backward, gated_sum, gated_sum_backward, sum_slots)
+OF_THE_TRAINER = ("softmax_nll",)  # registered by the package above, when it is there
 RAGGED = (causal_softmax, causal_softmax_backward)
 
 
@@ -27,7 +28,7 @@ def enable() -> bool:
     if not _compiles():
         return False
     if not any(kernel.name == "inductor" for kernel in rms_norm.kernels):
-        for op in (*FIXED, OPS["softmax_nll"]):
+        for op in (*FIXED, *(OPS[name] for name in OF_THE_TRAINER if name in OPS)):
             _register(op, dynamic=None)
         for op in RAGGED:
             _register(op, dynamic=True)

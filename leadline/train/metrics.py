@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from leadline.errors import ResourceError
+from leadline.errors import DataError, ResourceError
 from leadline.train.config import TrainConfig
 
 DEAD = 0.01
@@ -109,6 +110,15 @@ class Metrics:
             self.file.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
             raise ResourceError(f"{self.path} cannot be written: {error.strerror}; the checkpoints are whole") from None
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a metrics file; a line that a kill tore is left out."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    return [json.loads(line) for line in lines if _step_of(line) >= 0]
 
 
 def _step_of(line: bytes) -> int:
