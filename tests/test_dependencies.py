@@ -69,3 +69,11 @@ def test_torch_has_a_floor_and_no_ceiling() -> None:
 def test_transformers_is_for_tests_alone() -> None:
     everywhere = [*PROJECT["dependencies"], *EXTRAS["engine"], *EXTRAS["server"], *EXTRAS["all"]]
     assert "transformers" not in names(everywhere)
+
+
+def test_extras_refer_to_extras_that_exist() -> None:
+    everywhere = [each for extra in EXTRAS.values() for each in extra]
+    named = {
+        name for each in everywhere for group in re.findall(r"leadline\[(.*)\]", each) for name in group.split(",")
+    }
+    assert named <= set(EXTRAS)
