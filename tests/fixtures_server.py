@@ -13,6 +13,7 @@ import httpx2
 
 from leadline.engine.fake import FakeEngine
 from leadline.server.app import create_app
+from leadline.server.platform import Platform
 from leadline.server.run import Server, bind, url
 from leadline.server.settings import ServerSettings
 from leadline.tokenizer import Tokenizer, train_bpe
@@ -50,13 +51,18 @@ class LiveServer:
 
 @contextlib.contextmanager
 def live_server(
-    tokenizer: Tokenizer, settings: ServerSettings | None = None, *, grace: int = 1, **engine_options: Any
+    tokenizer: Tokenizer,
+    settings: ServerSettings | None = None,
+    *,
+    grace: int = 1,
+    platform: Platform | None = None,
+    **engine_options: Any,
 ) -> Generator[LiveServer, None, None]:
     """Serve a fake engine made with `engine_options`."""
     engine = FakeEngine(tokenizer, **engine_options)
     sock = bind("127.0.0.1", 0)
     ready = threading.Event()
-    server = Server(create_app(engine, tokenizer, settings), ready=ready.set, grace=grace)
+    server = Server(create_app(engine, tokenizer, settings, platform), ready=ready.set, grace=grace)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     assert ready.wait(20)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,34 +26,48 @@ from leadline.server.openai import PREFIXES, build_router
 from leadline.server.settings import ServerSettings
 from leadline.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from leadline.server.platform import Platform
+
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # a label takes no word of a client's choosing
 DISCLAIMER = "An independent implementation of DeepSeek-V2. Not affiliated with DeepSeek."
 
 
-def create_app(engine: EngineProtocol, tokenizer: Tokenizer, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    engine: EngineProtocol,
+    tokenizer: Tokenizer,
+    settings: ServerSettings | None = None,
+    platform: Platform | None = None,
+) -> FastAPI:
+    """Without a `platform` there are no accounts, and whoever is on this machine is served."""
     settings = settings or ServerSettings()
     metrics = Metrics(engine)
-    service = CompletionService(engine, tokenizer, settings, metrics)
+    service = CompletionService(engine, tokenizer, settings, metrics, platform)
     app = FastAPI(
         title="leadline",
         description=DISCLAIMER,
         version=__version__,
-        lifespan=_closing(engine),
+        lifespan=_lifespan(engine, platform),
         docs_url=None,  # the documentation page would load its scripts from another host
         redoc_url=None,
         redirect_slashes=False,
     )
     errors.install(app, settings.retry_after_seconds)
-    _add_pages(app, service)
+    _add_pages(app, service, platform)
     router = build_router(service)
     for prefix in PREFIXES:
         app.include_router(router, prefix=prefix)
-    app.add_middleware(LoopbackGuard, allowed_hosts=settings.allowed_hosts)
+    if platform is None:
+        app.add_middleware(LoopbackGuard, allowed_hosts=settings.allowed_hosts)
+    else:
+        from leadline.server.site import add_platform  # brings the database along
+
+        add_platform(app, platform, service)
     app.add_middleware(RequestContext, metrics=metrics)
     return app
 
 
-def _add_pages(app: FastAPI, service: CompletionService) -> None:
+def _add_pages(app: FastAPI, service: CompletionService, platform: Platform | None) -> None:
     @app.api_route("/", methods=["GET", "HEAD"])
     async def index() -> Response:
         return errors.json_response(
@@ -72,7 +87,9 @@ def _add_pages(app: FastAPI, service: CompletionService) -> None:
         return errors.json_response({"status": "ok"})
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        if platform is not None:
+            await platform.operator(request)
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
 
@@ -111,11 +128,14 @@ class RequestContext:
         self.metrics.responses.labels(method, path, str(status)).inc()
 
 
-def _closing(engine: EngineProtocol) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+def _lifespan(
+    engine: EngineProtocol, platform: Platform | None
+) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            yield
+            async with platform.running(engine.info.model) if platform else contextlib.nullcontext():
+                yield
         finally:
             await engine.close()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Row, and_, bindparam, case, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from leadline.engine.types import Usage
 from leadline.errors import BudgetExceeded, InsufficientBalance, ModelNotFound
 from leadline.server import ledger
+from leadline.server.access import Outcome
 from leadline.server.db import Database, api_keys, hold_parts, holds, prices, usage
 from leadline.server.ledger import Entry, Part
 from leadline.server.money import Price, format_money
@@ -26,7 +27,7 @@ from leadline.server.money import Price, format_money
 HOLD_TOKENS = 256
 LEASE_SECONDS = 15
 
-Outcome = Literal["finished", "balance", "aborted", "failed", "swept"]
+
 Clock = Callable[[], float]
 
 

@@ -25,6 +25,7 @@ from leadline.engine.types import (
     Usage,
 )
 from leadline.errors import EngineError, EngineOverloaded, InvalidRequest, ModelNotFound
+from leadline.server.access import NOBODY, Access, OpenAccess, Outcome, Principal
 from leadline.server.logprobs import Aligner
 from leadline.server.metrics import Metrics, Timing
 from leadline.server.prompts import chat_prompt, completion_prompts, not_available, split_prompts
@@ -62,6 +63,8 @@ class Job:
     echoes: tuple[str, ...] = ()  # one a prompt: the text that is given back before the answer
     echo_only: bool = False  # nothing but the prompt was asked for; the one token the engine must make is dropped
     strip_space: bool = False
+    streamed: bool = False  # each delta is delivered when it comes, not all of them at the end
+    principal: Principal = NOBODY
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
 
@@ -74,16 +77,23 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: Literal["stop", "length"] | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    stop_reason: str | None = None
 
 
 class CompletionService:
     def __init__(
-        self, engine: EngineProtocol, tokenizer: Tokenizer, settings: ServerSettings, metrics: Metrics
+        self,
+        engine: EngineProtocol,
+        tokenizer: Tokenizer,
+        settings: ServerSettings,
+        metrics: Metrics,
+        access: Access | None = None,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.settings = settings
         self.metrics = metrics
+        self.access = access or OpenAccess()
         self.started = int(time.time())
         info = engine.info
         self.limit = info.context_length - 1  # of a prompt: one token is left for the answer
@@ -100,8 +110,9 @@ class CompletionService:
                 f"the model {str(name)[:100]!r} does not exist; this server has {self.model!r}", param="model"
             )
 
-    async def chat(self, body: ChatRequest) -> Job:
+    async def chat(self, body: ChatRequest, principal: Principal = NOBODY) -> Job:
         self.check_model(body.model)
+        principal.check_model(self.model)
         not_available(body)
         if body.top_logprobs is not None and not body.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
@@ -110,12 +121,21 @@ class CompletionService:
         self._check_choices(1, params)
         prompt = await chat_prompt(self.tokenizer, body, self.limit)
         job_id = f"chatcmpl-{uuid.uuid4()}"
-        requests = self._requests(job_id, [prompt.ids], params, body)
+        requests = self._requests(job_id, [prompt.ids], params, principal.cache_salt(body.user_id))
         strip = self.tokenizer.answer_opens_with_space and not prompt.continues
-        return Job(job_id, requests, params, body.include_usage, strip_space=strip)
+        return Job(
+            job_id,
+            requests,
+            params,
+            body.include_usage,
+            strip_space=strip,
+            streamed=bool(body.stream),
+            principal=principal,
+        )
 
-    async def complete(self, body: CompletionRequest) -> Job:
+    async def complete(self, body: CompletionRequest, principal: Principal = NOBODY) -> Job:
         self.check_model(body.model)
+        principal.check_model(self.model)
         not_available(body)
         echo_only = bool(body.echo) and body.max_tokens == 0
         most = 1 if echo_only else COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
@@ -123,16 +143,20 @@ class CompletionService:
         params = self._params(body, max_tokens=most, logprobs=body.logprobs, prompt_logprobs=echoed)
         given = split_prompts(body.prompt)
         self._check_choices(len(given), params)
+        if body.parse_special or self._has_control_ids(given):
+            principal.check_control_tokens()
         prompts = await completion_prompts(self.tokenizer, body, given, self.limit)
         job_id = f"cmpl-{uuid.uuid4()}"
         return Job(
             job_id,
-            self._requests(job_id, [prompt.ids for prompt in prompts], params, body),
+            self._requests(job_id, [prompt.ids for prompt in prompts], params, principal.cache_salt(body.user_id)),
             params,
             body.include_usage,
             warnings=tuple(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings)),
             echoes=self._echoes(given) if body.echo else (),
             echo_only=echo_only,
+            streamed=bool(body.stream),
+            principal=principal,
         )
 
     def run(self, job: Job) -> Run:
@@ -158,12 +182,23 @@ class CompletionService:
             )
 
     def _requests(
-        self, job_id: str, prompts: Sequence[tuple[int, ...]], params: SamplingParams, body: Sampling
+        self, job_id: str, prompts: Sequence[tuple[int, ...]], params: SamplingParams, salt: bytes
     ) -> tuple[EngineRequest, ...]:
-        salt = cache_salt(body.user_id)
         return tuple(
             EngineRequest(f"{job_id}-{number}", ids, params, cache_salt=salt) for number, ids in enumerate(prompts)
         )
+
+    def _has_control_ids(self, prompts: Sequence[Any]) -> bool:
+        special = self.tokenizer.special_ids
+        return any(not isinstance(prompt, str) and not special.isdisjoint(prompt) for prompt in prompts)
+
+    def most_tokens(self, job: Job) -> int:
+        """What all answers of a job can have together."""
+        if job.echo_only:
+            return 0
+        room = (self.engine.info.context_length - len(request.prompt_ids) for request in job.requests)
+        most = job.params.max_tokens
+        return job.params.n * sum(left if most is None else min(most, left) for left in room)
 
     def _echoes(self, prompts: Sequence[str | list[int]]) -> tuple[str, ...]:
         return tuple(item if isinstance(item, str) else self.tokenizer.decode(item) for item in prompts)
@@ -175,33 +210,85 @@ class Run:
     def __init__(self, service: CompletionService, job: Job) -> None:
         self.service = service
         self.job = job
+        self._prompt_tokens = sum(len(request.prompt_ids) for request in job.requests)
+        self._completion_tokens = self._cached_tokens = 0
         self._usages: dict[int, Usage] = {}
+        self._ended: set[int] = set()
+        self.meter = service.access.meter(job.principal, job.id, self._prompt_tokens, service.most_tokens(job))
         hidden = service.tokenizer.special_ids if job.params.skip_special_tokens else frozenset[int]()
         choices = len(job.requests) * job.params.n
         self._aligners = [Aligner(hidden, strip_space=job.strip_space) for _ in range(choices)]
 
     @property
     def usage(self) -> Usage:
+        return Usage(self._prompt_tokens, self._completion_tokens, self._cached_tokens)
+
+    def _count(self, choice: int, usage: Usage) -> None:
         """Prompts count once whatever `n`; of a prompt's answers the one that found least in the cache counts."""
+        before = self._usages.get(choice)
+        self._usages[choice] = usage
+        self._completion_tokens += usage.completion_tokens - (before.completion_tokens if before else 0)
+        if before is None:
+            self._cached_tokens = sum(self._cached_of(number) for number in range(len(self.job.requests)))
+
+    def _cached_of(self, number: int) -> int:
         n = self.job.params.n
-        cached = 0
-        for number in range(len(self.job.requests)):
-            seen = [self._usages[i].cached_tokens for i in range(number * n, number * n + n) if i in self._usages]
-            cached += min(seen, default=0)
-        return Usage(
-            prompt_tokens=sum(len(request.prompt_ids) for request in self.job.requests),
-            completion_tokens=sum(usage.completion_tokens for usage in self._usages.values()),
-            cached_tokens=cached,
-        )
+        seen = [self._usages[i].cached_tokens for i in range(number * n, number * n + n) if i in self._usages]
+        return min(seen, default=0)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """What each step adds. However it ends, what was delivered is paid for when this is closed."""
+        outcome: Outcome = "aborted"
+        try:
+            await self.meter.open()
+            async with contextlib.aclosing(self._covered()) as deltas:
+                async for delta in deltas:
+                    yield delta
+                    self.meter.delivered(self._delivered())
+                    outcome = "balance" if delta.stop_reason else outcome
+            outcome = "finished" if outcome == "aborted" else outcome
+            self.meter.delivered(self.usage)
+        except Exception:
+            outcome = "failed"
+            if not self.job.streamed:
+                self.meter.delivered(Usage())
+            raise
+        finally:
+            await self.meter.close(outcome)
+
+    def _delivered(self) -> Usage:
+        """Of an answer that is sent whole, nothing but the work on the prompt, until it is whole."""
+        return self.usage if self.job.streamed else dataclasses.replace(self.usage, completion_tokens=0)
+
+    async def _covered(self) -> AsyncGenerator[Delta, None]:
+        """The engine's deltas, as far as they are paid for."""
         timing = Timing(self.service.metrics, time.monotonic())
         async with contextlib.aclosing(self._outputs()) as outputs:
             async for choice, output in outputs:
+                if not await self.meter.cover(self._tokens_with(choice, output)):
+                    for delta in self._cut():
+                        yield delta
+                    break
                 if output.token_ids:
                     timing.token(time.monotonic())
                 yield self._delta(choice, output)
         timing.end(time.monotonic())
+
+    def _tokens_with(self, choice: int, output: EngineOutput) -> int:
+        """The answers' tokens, this output's included."""
+        if self.job.echo_only:
+            return 0
+        before = self._usages.get(choice, Usage())
+        return self._completion_tokens - before.completion_tokens + output.usage.completion_tokens
+
+    def _cut(self) -> list[Delta]:
+        """The end of every answer that has not ended, because the balance has."""
+        left = [choice for choice in range(len(self._aligners)) if choice not in self._ended]
+        cut = []
+        for choice in left:
+            text, logprobs = self._aligners[choice].push("", (), "length")
+            cut.append(Delta(choice, text, logprobs, "length", stop_reason="insufficient_balance"))
+        return cut
 
     async def _outputs(self) -> AsyncGenerator[tuple[int, EngineOutput], None]:
         n = self.job.params.n
@@ -229,17 +316,14 @@ class Run:
             raise EngineError(output.error or "the engine failed")
         if output.finish_reason == "cancelled":
             raise EngineOverloaded("the server is shutting down")
+        if output.finish_reason is not None:
+            self._ended.add(choice)
         if self.job.echo_only:
-            self._usages[choice] = dataclasses.replace(output.usage, completion_tokens=0)
+            self._count(choice, dataclasses.replace(output.usage, completion_tokens=0))
             return Delta(choice, "", (), output.finish_reason, output.prompt_logprobs)
-        self._usages[choice] = output.usage
+        self._count(choice, output.usage)
         text, logprobs = self._aligners[choice].push(output.text, output.logprobs, output.finish_reason)
         return Delta(choice, text, logprobs, output.finish_reason, output.prompt_logprobs)
-
-
-def cache_salt(user_id: str | None) -> bytes:
-    """Requests of unlike `user_id` share no cached prefix."""
-    return b"" if user_id is None else hashlib.sha256(user_id.encode()).digest()
 
 
 async def close(iterator: AsyncIterator[Any]) -> None:

@@ -174,6 +174,11 @@ async def balance(connection: AsyncConnection, user_id: int, now: int) -> Balanc
     return Balance(**sums, held=sum(int(row.held) for row in rows.values()))
 
 
+def statement(user_id: int) -> Select[Any]:
+    """A user's entries, newest first."""
+    return select(ledger).where(ledger.c.account == account(user_id)).order_by(ledger.c.id.desc())
+
+
 async def faults(connection: AsyncConnection) -> list[str]:
     """What does not add up in the books; nothing, unless the database was tampered with."""
     unbalanced = select(ledger.c.txn).group_by(ledger.c.txn).having(func.sum(ledger.c.amount) != 0)

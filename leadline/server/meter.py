@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from leadline.engine.types import Usage
 from leadline.errors import LeadlineError
-from leadline.server.billing import HOLD_TOKENS, LEASE_SECONDS, Billing, Hold, Order, Outcome
+from leadline.server.access import Outcome
+from leadline.server.billing import HOLD_TOKENS, LEASE_SECONDS, Billing, Hold, Order
 
 T = TypeVar("T")
 

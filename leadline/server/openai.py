@@ -19,7 +19,7 @@ from leadline.server.body import read_json
 from leadline.server.completion import CompletionService, Delta, Job, Run
 from leadline.server.errors import json_response
 from leadline.server.logprobs import ShownToken, chat_logprobs, completion_logprobs
-from leadline.server.schemas import ChatRequest, CompletionRequest, Schema
+from leadline.server.schemas import ChatRequest, CompletionRequest, documented
 from leadline.server.sse import DONE, EventStream, JsonWhenDone, event
 
 PREFIXES = ("", "/v1", "/beta", "/beta/v1")
@@ -55,7 +55,8 @@ class ChatFormat:
         if delta.text or delta.logprobs:
             choices.append(self._chunk(delta, {"content": delta.text}, delta.logprobs))
         if delta.finish_reason is not None:
-            choices.append(self._chunk(delta, {"content": ""}, finish_reason=delta.finish_reason))
+            last = self._chunk(delta, {"content": ""}, finish_reason=delta.finish_reason)
+            choices.append(last | _why(delta))
         return [self.envelope([choice], streamed=True) for choice in choices]
 
     def choice(self, index: int, deltas: Sequence[Delta]) -> dict[str, Any]:
@@ -65,6 +66,7 @@ class ChatFormat:
             "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": self._logprobs([entry for delta in deltas for entry in delta.logprobs]),
             "finish_reason": deltas[-1].finish_reason,
+            **_why(deltas[-1]),
         }
 
     def envelope(self, choices: list[dict[str, Any]], *, streamed: bool) -> dict[str, Any]:
@@ -96,11 +98,11 @@ class TextFormat:
         if delta.text or delta.logprobs or (opens and self.job.echoes):
             choices.append(self._choice(delta.choice, [delta], opens=opens, finish_reason=None))
         if delta.finish_reason is not None:
-            choices.append(_text_choice(delta.choice, "", None, delta.finish_reason))
+            choices.append(_text_choice(delta.choice, "", None, delta.finish_reason) | _why(delta))
         return [self.envelope([choice], streamed=True) for choice in choices]
 
     def choice(self, index: int, deltas: Sequence[Delta]) -> dict[str, Any]:
-        return self._choice(index, deltas, opens=True, finish_reason=deltas[-1].finish_reason)
+        return self._choice(index, deltas, opens=True, finish_reason=deltas[-1].finish_reason) | _why(deltas[-1])
 
     def envelope(self, choices: list[dict[str, Any]], *, streamed: bool) -> dict[str, Any]:
         return _envelope(self.service, self.job, "text_completion", choices)
@@ -133,26 +135,30 @@ def build_router(service: CompletionService) -> APIRouter:
     limit = service.settings.max_body_bytes
 
     @router.api_route("/models", methods=["GET", "HEAD"])
-    async def models() -> Response:
+    async def models(request: Request) -> Response:
+        await service.access.admit(request)
         return json_response({"object": "list", "data": [_model_card(service)]})
 
     @router.api_route("/models/{model:path}", methods=["GET", "HEAD"])
-    async def model(model: str) -> Response:
+    async def model(request: Request, model: str) -> Response:
+        await service.access.admit(request)
         if not model:
             raise ModelNotFound("no model is named", param="model")
         service.check_model(model)
         return json_response(_model_card(service))
 
-    @router.post("/chat/completions", openapi_extra=_documented(ChatRequest))
+    @router.post("/chat/completions", openapi_extra=documented(ChatRequest))
     async def chat_completions(request: Request) -> Response:
+        principal = await service.access.admit(request)
         body = await read_json(request, ChatRequest, limit)
-        job = await service.chat(body)
+        job = await service.chat(body, principal)
         return _answer(service, job, ChatFormat(service, job), streamed=bool(body.stream))
 
-    @router.post("/completions", openapi_extra=_documented(CompletionRequest))
+    @router.post("/completions", openapi_extra=documented(CompletionRequest))
     async def completions(request: Request) -> Response:
+        principal = await service.access.admit(request)
         body = await read_json(request, CompletionRequest, limit)
-        job = await service.complete(body)
+        job = await service.complete(body, principal)
         return _answer(service, job, TextFormat(service, job), streamed=bool(body.stream))
 
     return router
@@ -200,6 +206,11 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
+def _why(delta: Delta) -> dict[str, str]:
+    """vLLM's stop_reason, where an answer was ended for another reason than its own."""
+    return {} if delta.stop_reason is None else {"stop_reason": delta.stop_reason}
+
+
 def _envelope(service: CompletionService, job: Job, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": job.id,
@@ -230,9 +241,3 @@ def _model_card(service: CompletionService) -> dict[str, Any]:
 def _header_text(text: str) -> str:
     """A header holds ASCII; what is not is written as an escape."""
     return text.encode("ascii", errors="backslashreplace").decode("ascii")
-
-
-def _documented(schema: type[Schema]) -> dict[str, Any]:
-    """The body for the OpenAPI document; the handlers read it themselves, to answer in OpenAI's words."""
-    content = {"application/json": {"schema": schema.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}

@@ -21,6 +21,12 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
 
+def documented(schema: type[Schema]) -> dict[str, Any]:
+    """The body for the OpenAPI document; the handlers read it themselves, to answer in OpenAI's words."""
+    content = {"application/json": {"schema": schema.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 class StreamOptions(Schema):
     include_usage: bool | None = None
 

@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from leadline.engine.types import Usage
 from leadline.errors import InsufficientBalance
 from leadline.server import ledger
-from leadline.server.billing import LEASE_SECONDS, Billing, Hold, Outcome
+from leadline.server.access import Outcome
+from leadline.server.billing import LEASE_SECONDS, Billing, Hold
 from leadline.server.db import Database
 from tests.server.platform.books import MISS, OUTPUT, Books, books, empty_database, order
 

@@ -1,0 +1,322 @@
+"""/api/admin: users, grants, prices, vouchers, invitations, the audit log, the books. For operators signed in."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from sqlalchemy import and_, func, select
+from starlette.responses import Response
+
+from leadline.engine.types import EngineProtocol
+from leadline.errors import InvalidRequest
+from leadline.server import accounts, ledger, wallet
+from leadline.server.access import Principal
+from leadline.server.account import user_card
+from leadline.server.accounts import note
+from leadline.server.billing import set_price
+from leadline.server.db import audit, holds, users
+from leadline.server.db import ledger as entries
+from leadline.server.errors import json_response
+from leadline.server.money import format_money, parse_money, parse_price
+from leadline.server.platform import Platform
+from leadline.server.routes import Route, RowId, address, body, build, number_query, report_query
+from leadline.server.schemas import Count, Schema
+
+PAGE = 100
+MOST_DAYS = 36_500
+
+
+class UserBody(Schema):
+    """A user without a password gets one by the link in the answer."""
+
+    email: str
+    name: str = ""
+    role: Literal["user", "admin"] = "user"
+
+
+class ChangeBody(Schema):
+    role: Literal["user", "admin"] | None = None
+    state: Literal["active", "disabled"] | None = None
+
+
+class GrantBody(Schema):
+    amount: str
+    kind: Literal["granted", "topped_up"] = "granted"
+    days: Count | None = None
+    reason: str = ""
+
+
+class PriceBody(Schema):
+    """For a million tokens."""
+
+    model: str
+    hit: str
+    miss: str
+    output: str
+
+
+class VouchersBody(Schema):
+    amount: str
+    count: Count = 1
+    kind: Literal["granted", "topped_up"] = "topped_up"
+    days: Count | None = None
+    valid_days: Count | None = None
+
+
+class InviteBody(Schema):
+    role: Literal["user", "admin"] = "user"
+    grant: str = "0"
+    grant_days: Count | None = None
+    uses: Count = 1
+    days: Count = 7
+
+
+_ROUTES: tuple[Route, ...] = (
+    ("GET", "/users", "users", None),
+    ("POST", "/users", "make_user", UserBody),
+    ("POST", "/users/{user_id}", "change_user", ChangeBody),
+    ("POST", "/users/{user_id}/grants", "grant", GrantBody),
+    ("POST", "/users/{user_id}/corrections", "correct", GrantBody),
+    ("POST", "/users/{user_id}/reset", "reset_link", None),
+    ("POST", "/prices", "make_price", PriceBody),
+    ("GET", "/vouchers", "vouchers", None),
+    ("POST", "/vouchers", "make_vouchers", VouchersBody),
+    ("GET", "/invites", "invites", None),
+    ("POST", "/invites", "invite", InviteBody),
+    ("DELETE", "/invites/{invite_id}", "cancel_invite", None),
+    ("GET", "/usage", "usage", None),
+    ("GET", "/audit", "audit", None),
+    ("GET", "/books", "books", None),
+    ("GET", "/load", "load", None),
+)
+
+
+class AdminRoutes:
+    def __init__(self, platform: Platform, engine: EngineProtocol) -> None:
+        self.platform = platform
+        self.engine = engine
+
+    def router(self) -> APIRouter:
+        return build(self, "/api/admin", _ROUTES)
+
+    # ---- users -------------------------------------------------------------------------------------------------
+
+    async def users(self, request: Request) -> Response:
+        await self._operator(request)
+        after = number_query(request, "after") or 0
+        pattern = request.query_params.get("query", "")[:100]
+        chosen = and_(users.c.id > after, func.coalesce(users.c.email, "").contains(pattern, autoescape=True))
+        store = self.platform.store
+        async with store.database.read() as connection:
+            rows = (await connection.execute(select(users).where(chosen).order_by(users.c.id).limit(PAGE))).all()
+            balances = [await ledger.balance(connection, row.id, store.now()) for row in rows]
+        pairs = zip(rows, balances, strict=True)
+        return json_response({"data": [{**user_card(row), "balance": format_money(has.total)} for row, has in pairs]})
+
+    async def make_user(self, request: Request) -> Response:
+        operator = await self._operator(request)
+        given = await body(request, UserBody)
+        store, now = self.platform.store, self.platform.store.now()
+        async with store.database.write() as connection:
+            user = await accounts.create_user(connection, given.email, "", now=now, role=given.role, name=given.name)
+            token = await accounts.make_link(connection, store.secrets, "reset", now=now, user_id=user.id)
+            await self._note(connection, request, operator, "user", f"user:{user.id}", role=given.role)
+        return json_response({**user_card(user), "reset": token}, 201)
+
+    async def change_user(self, request: Request, user_id: RowId) -> Response:
+        operator = await self._operator(request)
+        given = await body(request, ChangeBody)
+        values = given.model_dump(exclude_none=True)
+        if operator.user_id == user_id:
+            raise InvalidRequest("another operator has to change your account")
+        async with self.platform.store.database.write() as connection:
+            user = await accounts.get_user(connection, user_id)
+            if user.state == "deleted" or not values:
+                raise InvalidRequest("there is nothing to change")
+            user = await accounts.change_user(connection, user_id, **values)
+            await self._note(connection, request, operator, "user change", f"user:{user_id}", **values)
+        return json_response(user_card(user))
+
+    async def reset_link(self, request: Request, user_id: RowId) -> Response:
+        operator = await self._operator(request)
+        store = self.platform.store
+        async with store.database.write() as connection:
+            user = await accounts.get_user(connection, user_id)
+            if user.state != "active":
+                raise InvalidRequest("the account is not active")
+            token = await accounts.make_link(connection, store.secrets, "reset", now=store.now(), user_id=user_id)
+            await self._note(connection, request, operator, "reset link", f"user:{user_id}")
+        return json_response({"token": token}, 201)
+
+    async def grant(self, request: Request, user_id: RowId) -> Response:
+        operator = await self._operator(request)
+        given = await body(request, GrantBody)
+        amount = _positive(parse_money(given.amount))
+        store, now = self.platform.store, self.platform.store.now()
+        async with store.database.write() as connection:
+
+            async def grant() -> dict[str, Any]:
+                await accounts.get_user(connection, user_id)
+                ref = f"admin:{operator.user_id}"
+                bucket = await wallet.grant(
+                    connection, user_id, amount, ref=ref, now=now, kind=given.kind, days=_days(given.days)
+                )
+                detail = {"amount": format_money(amount), "kind": given.kind, "reason": given.reason[:200]}
+                await self._note(connection, request, operator, "grant", f"user:{user_id}", **detail)
+                return {"bucket": bucket, "amount": format_money(amount)}
+
+            key = request.headers.get("idempotency-key")
+            asked = [request.url.path, given.model_dump()]
+            answer = await wallet.once(connection, operator.user_id or 0, key, asked, grant, now)
+        return json_response(answer, 201)
+
+    async def correct(self, request: Request, user_id: RowId) -> Response:
+        """Take money back, as far as nothing holds it."""
+        operator = await self._operator(request)
+        given = await body(request, GrantBody)
+        amount = _positive(parse_money(given.amount))
+        store, now = self.platform.store, self.platform.store.now()
+        async with store.database.write() as connection:
+            await accounts.get_user(connection, user_id)
+            await ledger.debit(connection, user_id, amount, ref=f"admin:{operator.user_id}", now=now)
+            detail = {"amount": format_money(amount), "reason": given.reason[:200]}
+            await self._note(connection, request, operator, "correction", f"user:{user_id}", **detail)
+        return json_response({"amount": format_money(amount)}, 201)
+
+    # ---- prices, vouchers, invitations -------------------------------------------------------------------------
+
+    async def make_price(self, request: Request) -> Response:
+        """A new version: requests that run keep the price they came at."""
+        operator = await self._operator(request)
+        given = await body(request, PriceBody)
+        amounts = {name: parse_price(getattr(given, name), name) for name in ("hit", "miss", "output")}
+        store = self.platform.store
+        async with store.database.write() as connection:
+            price = await set_price(connection, given.model[:200], **amounts, now=store.now())
+            await self._note(connection, request, operator, "price", price.model, version=price.version, **amounts)
+        return json_response({"model": price.model, "version": price.version}, 201)
+
+    async def vouchers(self, request: Request) -> Response:
+        await self._operator(request)
+        async with self.platform.store.database.read() as connection:
+            rows = await wallet.list_vouchers(connection)
+        names = ("id", "shown", "kind", "days", "expires", "used_by", "used", "created")
+        data = [{**{name: getattr(row, name) for name in names}, "amount": format_money(row.amount)} for row in rows]
+        return json_response({"data": data})
+
+    async def make_vouchers(self, request: Request) -> Response:
+        """The codes are in this answer and nowhere else."""
+        operator = await self._operator(request)
+        given = await body(request, VouchersBody)
+        amount = parse_money(given.amount)
+        limits = {"days": _days(given.days), "valid_days": _days(given.valid_days)}
+        store, now = self.platform.store, self.platform.store.now()
+        async with store.database.write() as connection:
+            codes = await wallet.make_vouchers(
+                connection, store.secrets, amount, now=now, count=given.count, kind=given.kind, **limits
+            )
+            detail = {"amount": format_money(amount), "kind": given.kind}
+            await self._note(connection, request, operator, "vouchers", f"{len(codes)} vouchers", **detail)
+        return json_response({"codes": codes}, 201)
+
+    async def invites(self, request: Request) -> Response:
+        await self._operator(request)
+        store = self.platform.store
+        async with store.database.read() as connection:
+            rows = await accounts.list_invites(connection, store.now())
+        names = ("id", "role", "grant_days", "uses_left", "created", "expires")
+        data = [
+            {**{name: getattr(row, name) for name in names}, "grant": format_money(row.grant_amount)} for row in rows
+        ]
+        return json_response({"data": data})
+
+    async def invite(self, request: Request) -> Response:
+        operator = await self._operator(request)
+        given = await body(request, InviteBody)
+        if not 1 <= given.uses <= 1000 or not 1 <= given.days <= 365:
+            raise InvalidRequest("uses must lie in [1, 1000] and days in [1, 365]", param="uses")
+        store, now = self.platform.store, self.platform.store.now()
+        async with store.database.write() as connection:
+            token = await accounts.make_link(
+                connection,
+                store.secrets,
+                "invite",
+                now=now,
+                role=given.role,
+                grant=parse_money(given.grant, "grant"),
+                grant_days=_days(given.grant_days),
+                uses=given.uses,
+                seconds=given.days * accounts.DAY,
+            )
+            await self._note(connection, request, operator, "invite", "link", **given.model_dump())
+        return json_response({"token": token}, 201)
+
+    async def cancel_invite(self, request: Request, invite_id: RowId) -> Response:
+        operator = await self._operator(request)
+        async with self.platform.store.database.write() as connection:
+            await accounts.cancel_invite(connection, invite_id)
+            await self._note(connection, request, operator, "invite cancelled", f"invite:{invite_id}")
+        return json_response({"ok": True})
+
+    # ---- what happens ------------------------------------------------------------------------------------------
+
+    async def usage(self, request: Request) -> Response:
+        """Everyone's."""
+        await self._operator(request)
+        by, since, until = report_query(request)
+        async with self.platform.store.database.read() as connection:
+            rows = await wallet.usage_report(connection, by, since=since, until=until)
+        return json_response({"currency": self.platform.settings.currency, "data": rows})
+
+    async def audit(self, request: Request) -> Response:
+        await self._operator(request)
+        query = select(audit).order_by(audit.c.id.desc()).limit(PAGE)
+        before = number_query(request, "before")
+        async with self.platform.store.database.read() as connection:
+            rows = await connection.execute(query if before is None else query.where(audit.c.id < before))
+            data = [dict(row._mapping) for row in rows]
+        return json_response({"data": data})
+
+    async def books(self, request: Request) -> Response:
+        """Whether the books add up, and their accounts' sums."""
+        await self._operator(request)
+        kind = func.substr(entries.c.account, 1, 5)
+        query = select(entries.c.account, func.sum(entries.c.amount).label("sum")).where(kind == "house")
+        async with self.platform.store.database.read() as connection:
+            faults = await ledger.faults(connection)
+            sums = (await connection.execute(query.group_by(entries.c.account))).all()
+            held = await connection.scalar(select(func.sum(holds.c.amount)))
+            running = await connection.scalar(select(func.count()).select_from(holds))
+        house = {row.account: format_money(int(row.sum)) for row in sums}
+        return json_response({"faults": faults, "accounts": house, "held": format_money(held or 0), "holds": running})
+
+    async def load(self, request: Request) -> Response:
+        """What the engine is and does."""
+        await self._operator(request)
+        info, stats = dataclasses.asdict(self.engine.info), dataclasses.asdict(self.engine.stats())
+        return json_response({"info": info, "stats": stats})
+
+    # ---- shared ------------------------------------------------------------------------------------------------
+
+    async def _operator(self, request: Request) -> Principal:
+        return await self.platform.visitor(request, admin=True)
+
+    async def _note(
+        self, connection: Any, request: Request, operator: Principal, action: str, subject: str, **detail: Any
+    ) -> None:
+        now, where = self.platform.store.now(), address(request)
+        await note(connection, action, subject, now=now, actor=operator.user_id, address=where, **detail)
+
+
+def _positive(amount: int) -> int:
+    if amount == 0:
+        raise InvalidRequest("amount must be above 0", param="amount")
+    return amount
+
+
+def _days(days: int | None) -> int | None:
+    if days is not None and not 1 <= days <= MOST_DAYS:
+        raise InvalidRequest(f"days must lie in [1, {MOST_DAYS}]", param="days")
+    return days

@@ -1,0 +1,204 @@
+"""The platform: accounts and money behind the API. Takes the place of `OpenAccess` at the seam in `access`.
+
+On the API a request proves itself with a key or a client token and never with a cookie; on the site's own routes it is
+the other way round. A request passes: who -> rate -> schema -> prompt -> slots -> hold -> engine -> settle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import Request
+
+from leadline.engine.types import Usage
+from leadline.errors import AuthenticationError, PermissionDenied
+from leadline.server.access import Meter, Outcome, Principal
+from leadline.server.accounts import TOUCH_SECONDS, find_session, touch_session
+from leadline.server.auth import Passwords, bearer, is_key, masked, read_token
+from leadline.server.billing import Billing, Order
+from leadline.server.keys import find_key, touch_key
+from leadline.server.limits import Rates, Slots, Throttle, network
+from leadline.server.meter import HoldMeter, Meters
+from leadline.server.money import Price
+from leadline.server.store import DEFAULT_PRICE, Currency, Store, open_store
+
+COOKIE = "leadline_session"
+BLOCK_SECONDS = 300.0
+
+SignUp = Literal["open", "invite", "closed"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlatformSettings:
+    """`requests_per_minute` and `concurrency` are an account's, whatever its keys say beside."""
+
+    folder: Path
+    database: str | None = None  # a URL; a file in the folder by default
+    currency: Currency = "USD"
+    signup: SignUp = "invite"
+    price: Price = DEFAULT_PRICE
+    requests_per_minute: int = 600
+    concurrency: int = 32
+    trusted_proxies: tuple[str, ...] = ()  # whose X-Forwarded-For and -Proto are believed
+    durable: bool = True
+
+
+class Platform:
+    def __init__(self, settings: PlatformSettings, *, passwords: Passwords | None = None) -> None:
+        self.settings = settings
+        self.model = ""
+        self.passwords = passwords or Passwords()
+        self.rates = Rates()
+        self.slots = Slots()
+        self.sources = Throttle(most=30, block_seconds=BLOCK_SECONDS)
+        self.pairs = Throttle(most=5, block_seconds=BLOCK_SECONDS)  # of a source and an account
+        self._open: tuple[Store, Meters] | None = None
+
+    @property
+    def store(self) -> Store:
+        assert self._open is not None, "the platform runs"
+        return self._open[0]
+
+    @property
+    def meters(self) -> Meters:
+        assert self._open is not None, "the platform runs"
+        return self._open[1]
+
+    @contextlib.asynccontextmanager
+    async def running(self, model: str) -> AsyncGenerator[None, None]:
+        """Open the books, sell `model`, and keep house until the end."""
+        settings = self.settings
+        async with open_store(settings.folder, settings.database, durable=settings.durable) as store:
+            await store.set_currency(settings.currency)
+            await store.ensure_price(model, settings.price)
+            self.model = model
+            meters = Meters(Billing(store.database, clock=store.clock))
+            async with meters.running():
+                self._open = store, meters
+                try:
+                    yield
+                finally:
+                    await meters.drain()
+                    self._open = None
+
+    # ---- who asks ----------------------------------------------------------------------------------------------
+
+    async def admit(self, request: Request) -> Principal:
+        """On the API: a key or a client token."""
+        secret = bearer(request.headers.get("authorization"))
+        principal = await (self._key(secret) if secret.startswith("sk-") else self._session(secret, "client"))
+        self._rate(principal)
+        return principal
+
+    async def visitor(self, request: Request, *, admin: bool = False) -> Principal:
+        """On the site's own routes: the cookie."""
+        token = request.cookies.get(COOKIE)
+        if token is None:
+            raise AuthenticationError("sign in first")
+        principal = await self._session(token, "web")
+        if admin and not principal.admin:
+            raise PermissionDenied("this is for the operators")
+        self._rate(principal)
+        return principal
+
+    async def operator(self, request: Request) -> Principal:
+        """On the API: an operator's key, for machines that watch this one."""
+        principal = await self.admit(request)
+        if not principal.admin:
+            raise PermissionDenied("this is for the operators")
+        return principal
+
+    async def _key(self, secret: str) -> Principal:
+        store, now = self.store, self.store.now()
+        row = None
+        if is_key(secret):
+            async with store.database.read() as connection:
+                row = await find_key(connection, store.secrets, secret, now)
+        if row is None:
+            raise AuthenticationError(f"Authentication Fails, Your api key: {masked(secret)} is invalid")
+        if now - (row.last_used or 0) >= TOUCH_SECONDS:
+            async with store.database.write() as connection:
+                await touch_key(connection, row.id, now)
+        return Principal(
+            user_id=row.user_id,
+            key_id=row.id,
+            admin=row.role == "admin",
+            models=None if row.models is None else tuple(row.models),
+            control_tokens=row.control_tokens,
+            requests_per_minute=row.requests_per_minute,
+            concurrency=row.concurrency,
+        )
+
+    async def _session(self, token: str, purpose: str) -> Principal:
+        store, now = self.store, self.store.now()
+        claims = read_token(store.secrets.jwt, token, purpose)
+        async with store.database.read() as connection:
+            row = await find_session(connection, claims, now)
+        if now - row.last_used >= TOUCH_SECONDS:
+            async with store.database.write() as connection:
+                await touch_session(connection, row.id, now)
+        return Principal(
+            user_id=row.user_id,
+            session_id=row.id,
+            admin=row.role == "admin",
+            control_tokens=False,
+        )
+
+    # ---- what they may do at once, and what it costs -----------------------------------------------------------
+
+    def meter(self, principal: Principal, request_id: str, prompt_tokens: int, most: int) -> Meter:
+        assert principal.user_id is not None
+        order = Order(request_id, principal.user_id, principal.key_id, self.model, prompt_tokens, most)
+        return AccountMeter(self.meters.meter(order), self.slots, self._slots_of(principal))
+
+    def _rate(self, principal: Principal) -> None:
+        if principal.requests_per_minute is not None:
+            self.rates.take(("key", principal.key_id), principal.requests_per_minute)
+        self.rates.take(("user", principal.user_id), self.settings.requests_per_minute)
+
+    def _slots_of(self, principal: Principal) -> dict[tuple[str, Any], int]:
+        slots: dict[tuple[str, Any], int] = {("user", principal.user_id): self.settings.concurrency}
+        if principal.concurrency is not None:
+            slots["key", principal.key_id] = principal.concurrency
+        return slots
+
+    @contextlib.contextmanager
+    def attempt(self, address: str, subject: str) -> Any:
+        """Around a try at a secret: raises when there were too many; a fault inside counts against both."""
+        source = network(address)
+        self.pairs.begin((source, subject))  # a blocked pair does not count against its source
+        self.sources.begin(source)
+        yield
+        self.pairs.succeed((source, subject))
+        self.sources.succeed(source)
+
+
+class AccountMeter:
+    """A hold, and the places of its account and key among what runs at once."""
+
+    def __init__(self, hold: HoldMeter, slots: Slots, wanted: dict[tuple[str, Any], int]) -> None:
+        self.hold = hold
+        self.slots = slots
+        self.wanted = wanted
+        self._taken: list[tuple[str, Any]] = []
+
+    async def open(self) -> None:
+        for subject, most in self.wanted.items():
+            self.slots.take(subject, most)
+            self._taken.append(subject)
+        await self.hold.open()
+
+    async def cover(self, completion_tokens: int) -> bool:
+        return await self.hold.cover(completion_tokens)
+
+    def delivered(self, usage: Usage) -> None:
+        self.hold.delivered(usage)
+
+    async def close(self, outcome: Outcome) -> None:
+        while self._taken:
+            self.slots.give(self._taken.pop())
+        await self.hold.close(outcome)

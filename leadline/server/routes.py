@@ -1,0 +1,72 @@
+"""What the site's route tables share: how a route is written down, how a body is read, how a query is taken apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar, cast
+
+from fastapi import APIRouter, Path, Request
+
+from leadline.errors import InvalidRequest
+from leadline.server.body import read_json
+from leadline.server.money import parse_money
+from leadline.server.schemas import Schema, documented
+from leadline.server.wallet import By
+
+Model = TypeVar("Model", bound=Schema)
+
+BODY_BYTES = 64 << 10
+
+# method, path, the handler's name, its body
+Route = tuple[str, str, str, type[Schema] | None]
+
+RowId = Annotated[int, Path(ge=0, lt=1 << 62)]
+
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+
+
+def build(handlers: Any, prefix: str, routes: Sequence[Route]) -> APIRouter:
+    router = APIRouter(prefix=prefix)
+    for method, path, name, schema in routes:
+        router.add_api_route(
+            path,
+            getattr(handlers, name),
+            methods=[method],
+            name=name,
+            response_model=None,
+            openapi_extra=None if schema is None else documented(schema),
+        )
+    return router
+
+
+async def body(request: Request, schema: type[Model]) -> Model:
+    return await read_json(request, schema, BODY_BYTES)
+
+
+def address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def optional_money(text: str | None, param: str) -> int | None:
+    return None if text is None else parse_money(text, param)
+
+
+def report_query(request: Request) -> tuple[list[By], str, str]:
+    """`by=day,model,key`, `from` and `to` of a usage report."""
+    by = request.query_params.get("by", "day").split(",")
+    if not set(by) <= {"day", "model", "key"}:
+        raise InvalidRequest("by must be some of day, model and key, with commas between", param="by")
+    days = request.query_params.get("from", "0000-01-01"), request.query_params.get("to", "9999-12-31")
+    if not all(_DAY.fullmatch(day) for day in days):
+        raise InvalidRequest("from and to are days such as 2026-01-31", param="from")
+    return cast("list[By]", by), *days
+
+
+def number_query(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise InvalidRequest(f"{name} must be a number", param=name)
+    return int(text)
