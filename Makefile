@@ -99,9 +99,9 @@ $(STAMP)-app: $(STAMP)-torch pyproject.toml
 	  echo "leadline: no C++ compiler was found; leadline runs on the PyTorch path" >&2
 	@if $(PYTHON) -c 'import torch' >/dev/null 2>&1; then extras=engine,server; else extras=server; \
 	  echo "leadline: no torch in $(VENV): only the client and the server are installed" >&2; fi; \
-	echo "leadline: downloading what leadline[$$extras] needs, about 30 MB"; \
+	echo "leadline: downloading what leadline[$$extras] needs, about 40 MB"; \
 	$(PIP) install --quiet -e ".[$$extras]" && touch $@
 
 $(STAMP)-test: $(STAMP)-app
-	@echo "leadline: downloading what the tests need, about 60 MB"; \
+	@echo "leadline: downloading what the tests need, about 120 MB"; \
 	$(PIP) install --quiet -e ".[test]" && touch $@
