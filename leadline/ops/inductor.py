@@ -28,7 +28,8 @@ def enable() -> bool:
     if not _compiles():
         return False
     if not any(kernel.name == "inductor" for kernel in rms_norm.kernels):
-        for op in (*FIXED, *(OPS[name] for name in OF_THE_TRAINER if name in OPS)):
+        fixed: tuple[Op[..., Any], ...] = (*FIXED, *(OPS[name] for name in OF_THE_TRAINER if name in OPS))
+        for op in fixed:
             _register(op, dynamic=None)
         for op in RAGGED:
             _register(op, dynamic=True)
