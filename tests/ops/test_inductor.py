@@ -20,6 +20,9 @@ from leadline.ops.norm import rms_norm
 from leadline.train.loss import cross_entropy, softmax_nll
 from tests.fixtures import TINY_V2
 from tests.model.oracle import build, sample_tokens
+from tests.ops.cases import CASES
+from tests.ops.compare import TOLERANCE, difference
+from tests.ops.test_registry import evaluate, to_float64
 
 COMPILED = (*inductor.FIXED, *inductor.RAGGED, softmax_nll)
 DOCUMENTS = [70, 70, 33, 64, 91]
@@ -73,6 +76,20 @@ def test_a_compiled_norm_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> No
         results.append((y_TD.detach(), x_TD.grad, weight_D.grad))
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", [each.name for each in COMPILED])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_op_is_its_reference(name: str, dtype: torch.dtype) -> None:
+    assert inductor.enable()
+    (kernel,) = (kernel for kernel in OPS[name].kernels if kernel.name == "inductor")
+    case = CASES[name][0]
+    actual = evaluate(kernel.function, case.make(dtype), case.gradients)
+    expected = evaluate(OPS[name].reference, to_float64(case.make(dtype)), case.gradients)
+    found = [difference(a, e, TOLERANCE[dtype]) for a, e in zip(actual, expected, strict=True)]
+    assert found == [None] * len(found)
 
 
 @pytest.mark.slow

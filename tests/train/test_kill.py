@@ -75,3 +75,36 @@ def test_runs_killed_ten_times_end_as_one_that_was_not(tmp_path: Path, corpus: P
 @pytest.mark.parametrize("seed", range(5))
 def test_runs_killed_often_end_as_one_that_was_not(tmp_path: Path, corpus: Path, tokenizer: Path, seed: int) -> None:
     check(tmp_path, corpus, tokenizer, times=10, seed=100 + seed)
+
+
+# A process of its own, since compiled ops stay registered: a straight run, or one that stops and goes on.
+COMPILED = """
+import sys
+from pathlib import Path
+from leadline.ops import inductor
+from tests.train.runs import recipe, stop_at, trainer
+folder, corpus, tokenizer = map(Path, sys.argv[1:4])
+assert inductor.enable()
+wide = {"batch_tokens": 512, "micro_batch_tokens": 512, "tokens": 10 * 512}
+config = recipe(folder, corpus, tokenizer, dtype="bfloat16", eval_every=3, **wide)
+if sys.argv[4] == "stop":
+    stop_at(config, 5)
+else:
+    assert trainer(config).run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_run_goes_on_to_the_bit_in_another_process(tmp_path: Path, corpus: Path, tokenizer: Path) -> None:
+    """Kernels are chosen by the shapes that a process has met, and an evaluation meets others."""
+    for name, parts in (("straight", ["run"]), ("resumed", ["stop", "run"])):
+        for part in parts:
+            args = [str(tmp_path / name), str(corpus), str(tokenizer), part]
+            done = subprocess.run([sys.executable, "-c", COMPILED, *args], capture_output=True, text=True, cwd=ROOT)
+            assert done.returncode == 0, done.stderr
+    straight, resumed = (
+        checkpoints.complete(tmp_path / name / "run/checkpoints")[-1] for name in ("straight", "resumed")
+    )
+    assert straight.name == resumed.name == "step-00000010"
+    assert same(checkpoints.load(straight)[1], checkpoints.load(resumed)[1])
