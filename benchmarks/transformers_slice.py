@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -25,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from machine import describe
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-import leadline
 from leadline.model.batch import ForwardBatch
 from leadline.model.cache import PAGE_SIZE, PagedCache
 from leadline.model.config import V2_LITE, ModelConfig
@@ -181,27 +179,6 @@ def disagreement(engines: list[Any]) -> float:
     return max(float((each - logits[0]).abs().max() / logits[0].abs().max()) for each in logits)
 
 
-def machine() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    return {
-        "cpu": cpu or platform.processor(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**20, 1),
-        "load": os.getloadavg()[0],
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "leadline": leadline.__version__,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
 def markdown(report: dict[str, Any]) -> str:
     host, options = report["machine"], report["options"]
     rows = [
@@ -244,7 +221,7 @@ def parse() -> Options:
 
 def main() -> None:
     options = parse()
-    host = machine()
+    host = describe()
     torch.set_num_threads(options.threads)
     config = dataclasses.replace(V2_LITE, num_hidden_layers=options.layers)
     model = random_model(config)
