@@ -57,8 +57,8 @@ SHAPE = ModelConfig(
 TEMPLATE = """\
 # A training step against transformers
 
-{parameters:.1f}M parameters ({active:.1f}M active), batch {sequences} x {length}, {rounds} interleaved rounds; medians, in
-brackets the range; the ratio is of medians.
+{parameters:.1f}M parameters ({active:.1f}M active), batch {sequences} x {length}, {rounds} interleaved rounds; medians,
+in brackets the range; the ratio is of medians.
 
 Machine: {cpu}, {isa}, {cores} cores, {memory_gib} GiB, load {load:.1f} before the run; {system}, Python {python}, torch
 {torch} with {threads} threads, transformers {transformers}, leadline {leadline}.
