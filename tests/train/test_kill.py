@@ -14,9 +14,10 @@ from leadline.train.config import TrainConfig
 from tests.source import ROOT
 from tests.train.runs import newest, recipe, records, same, trainer
 
-STEPS = 80
+STEPS = 60
 
-# One process that has everything imported forks a run, kills it after the given time, and forks it again.
+# One process that has everything imported forks a run, lets it write some checkpoints (none: it is killed while it
+# starts), kills it a moment later, wherever it then is, and forks it again.
 KILLER = """
 import os, signal, sys, time
 from pathlib import Path
@@ -26,39 +27,49 @@ torch.set_num_threads(1)
 folder, corpus, tokenizer = map(Path, sys.argv[1:4])
 config = recipe(folder, corpus, tokenizer, steps=int(sys.argv[4]), save_every=2)
 trainer(config)  # imports what building one imports
-for delay in map(float, sys.argv[5:]):
+
+def newest():
+    return max([int(path.name[5:]) for path in (folder / "run/checkpoints").glob("step-*")], default=0)
+
+for kill in sys.argv[5:]:
+    checkpoints, delay = kill.split("+")
+    goal = newest() + 2 * int(checkpoints)
     child = os.fork()
     if child == 0:
         trainer(config).run()
         os._exit(0)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    names = sorted(path.name for path in (folder / "run/checkpoints").glob("*"))
-    print(names[-1] if names else "none", flush=True)
+    running = True
+    while running and newest() < goal:
+        time.sleep(0.001)
+        running = os.waitpid(child, os.WNOHANG) == (0, 0)
+    time.sleep(float(delay))
+    if running:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    print(newest(), flush=True)
 """
 
 
-def kill(config: TrainConfig, folder: Path, times: int, seed: int) -> list[str]:
-    """The newest name in the checkpoints' folder after each kill."""
+def kill(config: TrainConfig, folder: Path, times: int, seed: int) -> list[int]:
+    """The step of the newest checkpoint after each kill."""
     draw = random.Random(seed)
-    delays = [str(draw.uniform(0.02, 0.2)) for _ in range(times)]
+    kills = [f"{draw.randrange(3)}+{draw.uniform(0.0, 0.03)}" for _ in range(times)]
     assert config.tokenizer is not None
-    args = [str(folder), str(config.data), str(config.tokenizer), str(STEPS), *delays]
+    args = [str(folder), str(config.data), str(config.tokenizer), str(STEPS), *kills]
     done = subprocess.run([sys.executable, "-c", KILLER, *args], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    return done.stdout.splitlines()
+    return [int(line) for line in done.stdout.split()]
 
 
 def check(tmp_path: Path, corpus: Path, tokenizer: Path, times: int, seed: int) -> None:
     config = recipe(tmp_path, corpus, tokenizer, steps=STEPS, save_every=2)
     seen = kill(config, tmp_path, times, seed)
     assert len(seen) == times
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2, "the runs got somewhere between kills"
     for path in checkpoints.complete(config.out / "checkpoints"):
         checkpoints.load(path)
-    reached = len({name for name in seen if name.startswith("step-")})
-    assert reached >= 2, f"the runs got somewhere between kills: {seen}"
     assert trainer(config).run()
     told = [record["step"] for record in records(config) if "loss" in record]
     assert told == list(range(1, STEPS + 1)), "every step once, no line torn"
