@@ -34,10 +34,12 @@ VERBS = {
     "generate": ("leadline.cli.generate:generate", "Complete a prompt, or a file of prompts."),
     "serve": ("leadline.cli.serve:serve", "Serve a model over the OpenAI API."),
     "train": ("leadline.cli.train:app", "Train a model from a TOML recipe."),
+    "eval": ("leadline.cli.eval:evaluate", "Score a model on the paper's benchmarks, beside the published scores."),
     "tokenizer": ("leadline.cli.tokenizer:app", "Encode, decode and train tokenizers."),
     "plan": ("leadline.cli.plan:plan", "What a model needs and what fits here, before anything is loaded."),
     "verify": ("leadline.cli.verify:verify", "Check a model folder against the golden numbers."),
     "bench": ("leadline.cli.bench:app", "Measure how fast a model runs here: decode, prefill, batch."),
+    "admin": ("leadline.cli.admin:app", "Users, credit, prices, vouchers and invitations, on the database itself."),
     "doctor": ("leadline.cli.doctor:doctor", "What this machine can do, and why something is missing."),
 }
 
@@ -45,6 +47,9 @@ _ROOT_FLAGS = ("--help", "-h", "--version")
 
 # A module that is missing -> the extra that brings it.
 _EXTRAS = {
+    "math_verify": "eval",
+    "matplotlib": "plot",
+    "pyarrow": "eval",
     "torch": "engine",
     "numpy": "engine",
     "safetensors": "engine",

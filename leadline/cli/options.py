@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
@@ -84,5 +86,53 @@ class SamplingOptions:
         return dataclasses.replace(defaults, **given)
 
 
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class StoreOptions:
+    """Where an installation keeps its accounts.
+
+    Args:
+        data: The folder of the database and the secrets; leadline in $XDG_DATA_HOME or ~/.local/share by default.
+        database: The database's URL, when it is not a file in that folder.
+    """
+
+    data: Path | None = None
+    database: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+        return (self.data or Path(home, "leadline")).expanduser()
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class AccountOptions:
+    """A server with accounts.
+
+    Args:
+        accounts: Keys and accounts are needed, and answers cost what they cost; without it, --open.
+        signup: Who may make an account: anyone, who has an invitation, or nobody.
+        currency: What the books are kept in; the first start decides.
+        tls_cert: The certificate's file, to serve https.
+        tls_key: Its key's file.
+        trusted_proxy: An address whose X-Forwarded-For and X-Forwarded-Proto are believed; may be given several times.
+        allowed_host: A name that requests may be sent to; may be given several times. This machine's own names on
+            loopback and every name elsewhere by default.
+        insecure: Serve other machines without TLS and without a proxy that does it.
+    """
+
+    accounts: bool = False
+    signup: Literal["open", "invite", "closed"] = "invite"
+    currency: Literal["USD", "CNY"] = "USD"
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    trusted_proxy: tuple[str, ...] = ()
+    allowed_host: tuple[str, ...] = ()
+    insecure: bool = False
+
+
+STORE = StoreOptions()
+ACCOUNTS = AccountOptions()
 MODEL = ModelOptions()
 SAMPLING = SamplingOptions()

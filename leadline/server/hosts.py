@@ -61,17 +61,32 @@ def urlsplit_netloc(origin: str) -> str:
 
 def check_bind_host(host: str) -> str:
     """`host` when it is loopback; without accounts nothing else may be bound."""
-    if host == "localhost":
-        return host
-    try:
-        if ipaddress.ip_address(host.strip("[]")).is_loopback:
-            return host.strip("[]")
-    except ValueError:
-        pass
+    if is_loopback(host):
+        return host.strip("[]")
     raise ConfigError(
         f"--host {host}: a server without accounts answers this machine only; use 127.0.0.1, ::1 or localhost",
         param="host",
     )
+
+
+def check_public_host(host: str, *, private: bool) -> str:
+    """`host` for a server with accounts; one that others reach needs a `private` way for their passwords and keys."""
+    if is_loopback(host) or private:
+        return host.strip("[]")
+    raise ConfigError(
+        f"--host {host}: passwords and keys would travel in the clear; give --tls-cert and --tls-key, or the address "
+        "of the proxy that does TLS as --trusted-proxy, or say --insecure",
+        param="host",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_visit(scope: Scope, headers: Headers) -> bool:

@@ -10,8 +10,10 @@ import contextlib
 import errno
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Generator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,6 +21,24 @@ from starlette.types import ASGIApp
 from leadline.errors import ConfigError
 
 IDLE_SECONDS = 75  # a kept connection is closed after: longer than common clients and proxies keep theirs
+
+
+class Tls(NamedTuple):
+    cert: Path
+    key: Path
+
+
+def check_tls(cert: Path | None, key: Path | None) -> Tls | None:
+    """The files, when they are given and fit."""
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigError("--tls-cert and --tls-key belong together", param="tls_cert")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except OSError as error:  # SSLError is one
+        raise ConfigError(f"{cert} and {key} cannot be used for TLS: {error}", param="tls_cert") from None
+    return Tls(cert, key)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -34,15 +54,15 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def url(sock: socket.socket) -> str:
+def url(sock: socket.socket, scheme: str = "http") -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class Server(uvicorn.Server):
     """`ready` is called once requests are answered."""
 
-    def __init__(self, app: ASGIApp, *, ready: Callable[[], None], grace: int) -> None:
+    def __init__(self, app: ASGIApp, *, ready: Callable[[], None], grace: int, tls: Tls | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -53,6 +73,8 @@ class Server(uvicorn.Server):
                 ws="none",
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=grace,
+                ssl_certfile=tls.cert if tls else None,
+                ssl_keyfile=tls.key if tls else None,
             )
         )
         self._ready = ready
@@ -63,10 +85,12 @@ class Server(uvicorn.Server):
             self._ready()
 
 
-def serve_app(app: ASGIApp, sock: socket.socket, *, ready: Callable[[], None], grace: int = 30) -> None:
+def serve_app(
+    app: ASGIApp, sock: socket.socket, *, ready: Callable[[], None], grace: int = 30, tls: Tls | None = None
+) -> None:
     """Serve until a signal comes; returns when every answer has ended or the grace is over."""
     with _quiet_end():
-        Server(app, ready=ready, grace=grace).run(sockets=[sock])
+        Server(app, ready=ready, grace=grace, tls=tls).run(sockets=[sock])
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ from leadline.server.ledger import balance
 from leadline.server.money import format_money
 from leadline.server.openai import PREFIXES
 from leadline.server.platform import Platform
+from leadline.server.settings import ANY_HOST
 
-ANY_HOST = "*"
 SITE = "/api/"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _OWN = ("same-origin", "none")
