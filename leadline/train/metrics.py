@@ -68,6 +68,7 @@ class Metrics:
 
     def started(self, step: int, parameters: int) -> None:
         """What the numbers after it were made with."""
+        self.progress.reset(self.task, completed=step)  # a resumed run's pace is counted from here
         config = self.config
         factors = {f"balance_{name}": value for name, value in dataclasses.asdict(config.balance).items()}
         sizes = {"parameters": parameters, "steps": config.steps, "batch_tokens": config.batch_tokens}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from leadline.cli import run
+from leadline.train import checkpoints
 from leadline.train.config import TrainConfig
 from tests.source import ROOT
 from tests.train.runs import newest, recipe, records, same, trainer, write_chats
@@ -135,6 +138,26 @@ def test_numbers_that_are_none_are_one_line(file: Path, capsys: pytest.CaptureFi
     assert run(["train", "pretrain", str(file), "--set", "optimizer.peak_lr=1e38"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("leadline: step 2: loss nan")
+
+
+def test_a_full_disk_is_one_line_and_the_older_checkpoint_goes_on(
+    file: Path, config: TrainConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: dict, path: Path) -> None:
+        if "00000004" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    args = ["train", "pretrain", str(file), "--set", "save_every=2"]
+    assert run(args) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("leadline: ")
+    assert "step-00000004 was not written (the disk is full: No space left on device)" in last
+    assert last.endswith("the newest complete checkpoint is step-00000002")
+    monkeypatch.undo()
+    assert run(["train", "pretrain", str(file)]) == 0
+    assert [record["step"] for record in records(config) if "loss" in record] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "sft", "export", "data"])
