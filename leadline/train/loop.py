@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -123,7 +124,11 @@ class Trainer:
         return self.step >= self.config.steps
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        """The first signal asks; a second Ctrl-C does not wait. Written past Python's buffers, which may be in use."""
+        if self.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.stopping = True
+        os.write(STDERR, b"stopping: this step is finished and saved; Ctrl-C again leaves at once\n")
 
     def _after_step(self) -> None:
         last = self.step == self.config.steps
@@ -244,6 +249,7 @@ def load(passes: Sequence[Routing]) -> list[float]:
     return (counts * experts / max(1, int(counts.sum()))).tolist()
 
 
+STDERR = 2
 LOOK_ONLY = {"log_every", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "threads", "compile", "out"}
 
 

@@ -94,6 +94,21 @@ def test_a_signal_saves_and_stops_and_the_handlers_come_back(config: TrainConfig
     assert [path.name for path in checkpoints.complete(run.folder)] == ["step-00000003"]
 
 
+def test_a_second_ctrl_c_does_not_wait(config: TrainConfig) -> None:
+    class Hasty:
+        def batch(self, index: int) -> Batch:
+            if index == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return source(config).batch(index)
+
+    run = trainer(config, Hasty())
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert checkpoints.complete(run.folder) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_checkpoints_come_every_so_many_steps(config: TrainConfig) -> None:
     assert trainer(dataclasses.replace(config, save_every=3, keep_checkpoints=9)).run()
     found = checkpoints.complete(config.out / "checkpoints")
