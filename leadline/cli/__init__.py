@@ -48,7 +48,6 @@ _ROOT_FLAGS = ("--help", "-h", "--version")
 # A module that is missing -> the extra that brings it.
 _EXTRAS = {
     "math_verify": "eval",
-    "matplotlib": "plot",
     "pyarrow": "eval",
     "torch": "engine",
     "numpy": "engine",

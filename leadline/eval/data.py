@@ -15,6 +15,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def read_table(path: Path, columns: tuple[str, ...] = ()) -> list[Row]:
         if path.suffix == ".csv":
             return _csv(text, columns)
         return list(_json(text, path))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:  # pyarrow's are ValueErrors
         raise DataError(f"cannot read {path}: {error}") from None
 
 

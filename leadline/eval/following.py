@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from leadline.errors import DataError
@@ -36,7 +36,7 @@ SCRIPTS = {
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
-def follows(answer: str, names: list[str], arguments: list[Mapping[str, Any]]) -> bool:
+def follows(answer: str, names: Sequence[str], arguments: Sequence[Mapping[str, Any]]) -> bool:
     """Whether every instruction is followed. An empty answer follows none."""
     return bool(answer.strip()) and all(
         _check(name)(answer, **{key: value for key, value in given.items() if value is not None})
@@ -44,7 +44,7 @@ def follows(answer: str, names: list[str], arguments: list[Mapping[str, Any]]) -
     )
 
 
-def follows_loosely(answer: str, names: list[str], arguments: list[Mapping[str, Any]]) -> bool:
+def follows_loosely(answer: str, names: Sequence[str], arguments: Sequence[Mapping[str, Any]]) -> bool:
     return any(follows(variant, names, arguments) for variant in variants(answer))
 
 
