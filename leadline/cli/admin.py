@@ -36,17 +36,14 @@ def users(query: str = "", /, *, store: StoreOptions = STORE) -> None:
     from sqlalchemy import select
 
     from leadline.server.db import users as table
-    from leadline.server.ledger import balance
+    from leadline.server.ledger import balances
     from leadline.server.money import format_money
 
     async def work(connection: AsyncConnection, opened: Store) -> list[tuple[str, ...]]:
         found = await connection.execute(select(table).where(table.c.email.contains(query, autoescape=True)))
         rows = found.all()
-        balances = [await balance(connection, row.id, opened.now()) for row in rows]
-        return [
-            (str(row.id), row.email, row.role, row.state, format_money(has.total))
-            for row, has in zip(rows, balances, strict=True)
-        ]
+        has = await balances(connection, [row.id for row in rows], opened.now())
+        return [(str(row.id), row.email, row.role, row.state, format_money(has[row.id].total)) for row in rows]
 
     for columns in _run(store, work):
         print(*columns, sep="\t")

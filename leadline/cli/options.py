@@ -120,6 +120,8 @@ class AccountOptions:
         allowed_host: A name that requests may be sent to; may be given several times. This machine's own names on
             loopback and every name elsewhere by default.
         insecure: Serve other machines without TLS and without a proxy that does it.
+        requests_per_minute: Of one account, whatever its keys allow beside.
+        concurrency: Requests of one account at the same time.
     """
 
     accounts: bool = False
@@ -130,6 +132,8 @@ class AccountOptions:
     trusted_proxy: tuple[str, ...] = ()
     allowed_host: tuple[str, ...] = ()
     insecure: bool = False
+    requests_per_minute: int = 600
+    concurrency: int = 32
 
 
 STORE = StoreOptions()

@@ -96,6 +96,8 @@ def _platform(options: AccountOptions, store: StoreOptions) -> Platform:
         currency=options.currency,
         signup=options.signup,
         trusted_proxies=options.trusted_proxy,
+        requests_per_minute=options.requests_per_minute,
+        concurrency=options.concurrency,
     )
     return Platform(settings)
 

@@ -31,8 +31,9 @@ class Principal:
     requests_per_minute: int | None = None
     concurrency: int | None = None
 
-    def check_model(self, model: str) -> None:
-        if self.models is not None and model not in self.models:
+    def check_model(self, model: str, alias: str | None = None) -> None:
+        """The key's list may have the model's name, or the alias by which it was asked for."""
+        if self.models is not None and not {model, alias} & {*self.models}:
             raise PermissionDenied(f"this key may not use the model {model!r}", param="model")
 
     def check_control_tokens(self) -> None:

@@ -136,17 +136,8 @@ class AccountRoutes:
     async def login(self, request: Request) -> Response:
         given = await body(request, LoginBody)
         store, now = self.platform.store, self.platform.store.now()
-        with self.platform.attempt(address(request), given.email.strip().lower()):
-            async with store.database.read() as connection:
-                user = await accounts.find_user(connection, given.email)
-            if not await self._password_fits(user, given.password) or user is None:
-                raise AuthenticationError("wrong email address or password")
-        new_hash = None
-        if self.platform.passwords.is_old(user.password):
-            new_hash = await self.platform.passwords.hash(given.password)
+        user = await self.platform.check_login(given.email, given.password, address(request))
         async with store.database.write() as connection:
-            if new_hash is not None:
-                await accounts.change_user(connection, user.id, password=new_hash)
             await self._note(connection, request, "login", user.id)
             _, token = await accounts.start_session(
                 connection, store.secrets, user.id, now=now, name=request.headers.get("user-agent", "")
@@ -345,17 +336,12 @@ class AccountRoutes:
         )
         return response
 
-    async def _password_fits(self, user: Row[Any] | None, password: str) -> bool:
-        """As long for someone unknown, who never fits."""
-        stored = user.password if user is not None and user.state == "active" else ""
-        return await self.platform.passwords.verify(stored, password)
-
     async def _confirmed(self, request: Request, visitor: Principal, password: str) -> Row[Any]:
         """The visitor's row, if they know the password; who never had one came by a link, and is believed."""
         async with self.platform.store.database.read() as connection:
             user = await accounts.get_user(connection, _user(visitor))
         with self.platform.attempt(address(request), f"password {user.id}"):
-            if user.password and not await self._password_fits(user, password):
+            if user.password and not await self.platform.password_fits(user, password):
                 raise AuthenticationError("wrong password")
         return user
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from leadline.errors import AuthenticationError, Conflict, InvalidRequest, NotFound
 from leadline.server import ledger
 from leadline.server.auth import Claims, issue_token
-from leadline.server.db import api_keys, audit, links, sessions, users
+from leadline.server.db import api_keys, audit, idempotency, links, sessions, users
 from leadline.server.secret_file import Secrets
 
 Role = Literal["user", "admin"]
@@ -28,6 +28,7 @@ HOUR, DAY = 3600, 86_400
 WEB_DAYS = 14
 CLIENT_DAYS = 365
 LINK_SECONDS: Mapping[LinkPurpose, int] = {"invite": 7 * DAY, "reset": DAY, "signin": HOUR}
+IDEMPOTENCY_DAYS = 7
 TOUCH_SECONDS = 60  # how exact `last_used` is
 
 _EMAIL = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,189}")
@@ -159,6 +160,12 @@ async def end_session(connection: AsyncConnection, user_id: int, session_id: str
 
 async def end_sessions(connection: AsyncConnection, user_id: int, keep: str | None = None) -> None:
     await connection.execute(delete(sessions).where(and_(sessions.c.user_id == user_id, sessions.c.id != (keep or ""))))
+
+
+async def forget_ended(connection: AsyncConnection, now: int) -> None:
+    """Sessions that are over, and answers that no client will ask for again."""
+    await connection.execute(delete(sessions).where(sessions.c.expires <= now))
+    await connection.execute(delete(idempotency).where(idempotency.c.created <= now - IDEMPOTENCY_DAYS * DAY))
 
 
 async def touch_session(connection: AsyncConnection, session_id: str, now: int) -> None:

@@ -111,9 +111,9 @@ class AdminRoutes:
         store = self.platform.store
         async with store.database.read() as connection:
             rows = (await connection.execute(select(users).where(chosen).order_by(users.c.id).limit(PAGE))).all()
-            balances = [await ledger.balance(connection, row.id, store.now()) for row in rows]
-        pairs = zip(rows, balances, strict=True)
-        return json_response({"data": [{**user_card(row), "balance": format_money(has.total)} for row, has in pairs]})
+            has = await ledger.balances(connection, [row.id for row in rows], store.now())
+        data = [{**user_card(row), "balance": format_money(has[row.id].total)} for row in rows]
+        return json_response({"data": data})
 
     async def make_user(self, request: Request) -> Response:
         operator = await self._operator(request)

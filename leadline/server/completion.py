@@ -112,7 +112,7 @@ class CompletionService:
 
     async def chat(self, body: ChatRequest, principal: Principal = NOBODY) -> Job:
         self.check_model(body.model)
-        principal.check_model(self.model)
+        principal.check_model(self.model, alias=body.model)
         not_available(body)
         if body.top_logprobs is not None and not body.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
@@ -135,7 +135,7 @@ class CompletionService:
 
     async def complete(self, body: CompletionRequest, principal: Principal = NOBODY) -> Job:
         self.check_model(body.model)
-        principal.check_model(self.model)
+        principal.check_model(self.model, alias=body.model)
         not_available(body)
         echo_only = bool(body.echo) and body.max_tokens == 0
         most = 1 if echo_only else COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens

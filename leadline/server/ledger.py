@@ -163,15 +163,20 @@ async def forfeit(connection: AsyncConnection, user_id: int, now: int) -> int:
 
 
 async def balance(connection: AsyncConnection, user_id: int, now: int) -> Balance:
-    live = and_(buckets.c.user_id == user_id, or_(_unexpired(now), buckets.c.held > 0))
-    query = (
-        select(buckets.c.kind, func.sum(buckets.c.balance).label("sum"), func.sum(buckets.c.held).label("held"))
-        .where(live)
-        .group_by(buckets.c.kind)
-    )
-    rows = {row.kind: row for row in await connection.execute(query)}
-    sums = {kind: int(row.sum) for kind, row in rows.items()}
-    return Balance(**sums, held=sum(int(row.held) for row in rows.values()))
+    return (await balances(connection, [user_id], now))[user_id]
+
+
+async def balances(connection: AsyncConnection, user_ids: Sequence[int], now: int) -> dict[int, Balance]:
+    """What has expired counts as long as a request holds it."""
+    live = and_(buckets.c.user_id.in_(user_ids), or_(_unexpired(now), buckets.c.held > 0))
+    sums = [func.sum(buckets.c.balance).label("balance"), func.sum(buckets.c.held).label("held")]
+    owner = [buckets.c.user_id, buckets.c.kind]
+    found = dict.fromkeys(user_ids, Balance())
+    for row in await connection.execute(select(*owner, *sums).where(live).group_by(*owner)):
+        before = found[row.user_id]
+        kind = {row.kind: int(row.balance)}
+        found[row.user_id] = dataclasses.replace(before, **kind, held=before.held + int(row.held))
+    return found
 
 
 def statement(user_id: int) -> Select[Any]:

@@ -13,7 +13,7 @@ from leadline.errors import InvalidRequest
 
 NANO = 1_000_000_000
 MILLION = 1_000_000
-MOST = 1_000_000_000 * NANO  # of one amount: a sum of nine such still fits 64 bits
+MOST = 1_000_000 * NANO  # of one amount: sums of thousands of them fit 64 bits
 
 _AMOUNT = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?", re.ASCII)
 

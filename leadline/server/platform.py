@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import Request
+from sqlalchemy import Row
 
 from leadline.engine.types import Usage
 from leadline.errors import AuthenticationError, PermissionDenied
 from leadline.server.access import Meter, Outcome, Principal
-from leadline.server.accounts import TOUCH_SECONDS, find_session, touch_session
+from leadline.server.accounts import TOUCH_SECONDS, change_user, find_session, find_user, forget_ended, touch_session
 from leadline.server.auth import Passwords, bearer, is_key, masked, read_token
 from leadline.server.billing import Billing, Order
 from leadline.server.keys import find_key, touch_key
@@ -75,6 +76,8 @@ class Platform:
         async with open_store(settings.folder, settings.database, durable=settings.durable) as store:
             await store.set_currency(settings.currency)
             await store.ensure_price(model, settings.price)
+            async with store.database.write() as connection:
+                await forget_ended(connection, store.now())
             self.model = model
             meters = Meters(Billing(store.database, clock=store.clock))
             async with meters.running():
@@ -104,6 +107,24 @@ class Platform:
             raise PermissionDenied("this is for the operators")
         self._rate(principal)
         return principal
+
+    async def check_login(self, email: str, password: str, address: str) -> Row[Any]:
+        """The user whose password this is. Someone unknown takes as long, and is told the same."""
+        store = self.store
+        with self.attempt(address, email.strip().lower()):
+            async with store.database.read() as connection:
+                user = await find_user(connection, email)
+            if not await self.password_fits(user, password) or user is None:
+                raise AuthenticationError("wrong email address or password")
+        if self.passwords.is_old(user.password):
+            stronger = await self.passwords.hash(password)
+            async with store.database.write() as connection:
+                await change_user(connection, user.id, password=stronger)
+        return user
+
+    async def password_fits(self, user: Row[Any] | None, password: str) -> bool:
+        stored = user.password if user is not None and user.state == "active" else ""
+        return await self.passwords.verify(stored, password)
 
     async def operator(self, request: Request) -> Principal:
         """On the API: an operator's key, for machines that watch this one."""

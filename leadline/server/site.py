@@ -28,6 +28,7 @@ from leadline.server.platform import Platform
 from leadline.server.settings import ANY_HOST
 
 SITE = "/api/"
+LEGACY = "/api/v0/"  # the chat protocol of 2024: bearer tokens alone, from programs that send another site's Origin
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _OWN = ("same-origin", "none")
 
@@ -86,7 +87,7 @@ class SiteGuard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        site = scope["path"].startswith(SITE)
+        site = scope["path"].startswith(SITE) and not scope["path"].startswith(LEGACY)
         if (refused := self._refusal(scope["method"], headers, site=site)) is not None:
             await error_response(refused)(scope, receive, send)
         elif site:

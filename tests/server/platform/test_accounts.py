@@ -412,6 +412,11 @@ def test_other_sites_change_nothing(site: Site, headers: dict[str, str]) -> None
     assert browser.get("/api/keys").json()["data"] == []
 
 
+def test_the_protocol_of_2024_is_asked_by_other_sites_programs(site: Site) -> None:
+    for headers in ({"origin": "https://chat.example"}, {"sec-fetch-site": "cross-site"}):
+        assert site.client().post("/api/v0/nowhere", json={}, headers=headers).status_code == 404
+
+
 def test_own_pages_and_programs_may(site: Site) -> None:
     browser = member(site, "own@example.org")
     for headers in ({"origin": site.url, "sec-fetch-site": "same-origin"}, {}):

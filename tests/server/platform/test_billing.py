@@ -303,14 +303,14 @@ async def test_tampering_is_found(books: Books) -> None:
 
 @pytest.mark.parametrize(
     ("text", "nano"),
-    [("0", 0), ("1", 10**9), ("12.5", 12_500_000_000), ("0.000000001", 1), ("1000000000", 10**18)],
+    [("0", 0), ("1", 10**9), ("12.5", 12_500_000_000), ("0.000000001", 1), ("1000000", 10**15)],
 )
 def test_amounts_are_exact(text: str, nano: int) -> None:
     assert parse_money(text) == nano
     assert parse_money(format_money(nano)) == nano
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1e9", "1.0000000001", "٣", "1,5", " 1", "inf", "1000000001", "9" * 50])
+@pytest.mark.parametrize("text", ["", "-1", "1e9", "1.0000000001", "٣", "1,5", " 1", "inf", "1000001", "9" * 50])
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_money(text)

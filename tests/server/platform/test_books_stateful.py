@@ -93,6 +93,17 @@ class BooksMachine(RuleBasedStateMachine):
             assert costs[0] == min(hold.price.cost(usage), self.ceiling(hold))
             self.paid[name] = costs[0]
 
+    @rule(share=st.floats(0, 1))
+    def extend_settle_and_sweep_at_once(self, share: float) -> None:
+        if self.open:
+            name, hold = self.open.popitem()
+            usage = Usage(hold.order.prompt_tokens, int(share * hold.covered), 0)
+            first, second = self.services
+            work = [first.extend(hold, 50), second.settle(name, usage, "finished"), first.sweep()]
+            _, cost, swept = self.run(_gather(work))
+            assert (cost, swept) == (hold.price.cost(usage), 0)
+            self.paid[name] = cost
+
     @rule(tokens=TOKENS)
     def process_dies(self, tokens: int) -> None:
         """Its last counts were written down; the sweeps of two others bill them, once."""
@@ -146,5 +157,5 @@ async def _gather(work: list[Coroutine[Any, Any, Any]]) -> list[Any]:
     return results
 
 
-BooksMachine.TestCase.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+BooksMachine.TestCase.settings = settings(max_examples=8, stateful_step_count=15, deadline=None)
 TestBooks = BooksMachine.TestCase

@@ -96,6 +96,12 @@ def test_a_key_is_for_its_models(site: Site) -> None:
     assert response.headers["x-should-retry"] == "false"
     _, client = site.customer(models=("fake",))
     assert chat(client).status_code == 200
+    _, client = site.customer(models=("deepseek-chat",))
+    assert [chat(client, model=name).status_code for name in ("deepseek-chat", "deepseek-coder", "fake")] == [
+        200,
+        403,
+        403,
+    ]
 
 
 def test_control_ids_need_a_permission(site: Site, tokenizer: Tokenizer) -> None:
