@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,7 +188,7 @@ class Platform:
         return slots
 
     @contextlib.contextmanager
-    def attempt(self, address: str, subject: str) -> Any:
+    def attempt(self, address: str, subject: str) -> Generator[None, None, None]:
         """Around a try at a secret: raises when there were too many; a fault inside counts against both."""
         source = network(address)
         self.pairs.begin((source, subject))  # a blocked pair does not count against its source

@@ -1,106 +1,156 @@
-"""Kill a process that bills, at random moments, and look at what it leaves: `python -m ...killer ROUNDS SEED FOLDER`.
+"""Kill a server with streams in flight, at random moments, and look at what is left. Run with ROUNDS SEED FOLDER.
 
-Every round forks a child that keeps eight requests in flight on one SQLite file, writing each settled request's id to
-a pipe after its settlement is committed; kills it with SIGKILL; moves the clock past the lease; sweeps; and checks
-that all that was committed is there, that no hold is left and that the books add up.
+Every round forks a child: a server with accounts over a fake engine, and eight clients that stream from it over
+sockets, one answer after the other, and log what they have read. It is killed with SIGKILL; the clock is moved past the
+lease; a sweep runs. Then all that was settled is still billed as it was, what was cut off is billed within a second of
+tokens of what its client had read, no hold is left, and the books add up.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from leadline.engine.types import Usage
-from leadline.server.billing import LEASE_SECONDS
-from leadline.server.meter import Meters
-from tests.server.platform.books import MISS, OUTPUT, Books, books, empty_database, order
+from leadline.engine.fake import FakeEngine
+from leadline.server import accounts, keys, ledger, wallet
+from leadline.server.app import create_app
+from leadline.server.billing import LEASE_SECONDS, Billing
+from leadline.server.db import Database, holds, usage
+from leadline.server.platform import Platform, PlatformSettings
+from leadline.server.run import Server, bind
+from leadline.server.store import open_store
+from leadline.tokenizer import Tokenizer
+from tests.fixtures_server import small_tokenizer
 
 STREAMS = 8
-PROMPT = 10
+RATE = 100  # tokens a second of each stream
+LAG = RATE  # a second's
+START = 30.0
+
+Log = Callable[[str], None]
 
 
-async def stream(books: Books, meters: Meters, user_id: int, name: str, out: int) -> None:
-    number = 0
+async def serve(folder: Path, tokenizer: Tokenizer, key: str, log: Log) -> None:
+    engine = FakeEngine(tokenizer, tokens_per_second=RATE, context_length=4096)
+    platform = Platform(PlatformSettings(folder, durable=False, requests_per_minute=10**6))
+    with bind("127.0.0.1", 0) as sock:
+        ready = asyncio.Event()
+        server = Server(create_app(engine, tokenizer, None, platform), ready=ready.set, grace=1)
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        await ready.wait()
+        clients = [asyncio.create_task(client(sock.getsockname()[1], key, n, log)) for n in range(STREAMS)]
+        await asyncio.gather(serving, *clients)
+
+
+async def client(port: int, key: str, number: int, log: Log) -> None:
+    """Short answers from some, long ones from others."""
     while True:
-        number += 1
-        request_id = f"{name}-{number}"
-        meter = meters.meter(order(request_id, user_id, prompt_tokens=PROMPT, most=2000))
-        await meter.open()
-        for tokens in range(1, 2 + number % 40):
-            await meter.cover(tokens)
-            meter.delivered(Usage(PROMPT, tokens, 0))
-            await asyncio.sleep(0.001)
-        await meter.close("finished")
-        os.write(out, f"{request_id}\n".encode())
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        fields = {"messages": [{"role": "user", "content": "Hello"}], "stream": True, "ignore_eos": True}
+        body = json.dumps({**fields, "max_tokens": 5 + 12 * number**2}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await read(reader, log)
+        writer.close()
 
 
-async def child(path: Path, user_id: int, name: str, out: int) -> None:
-    async with books(path, priced=False) as opened:
-        meters = Meters(opened.billing)
-        streams = [stream(opened, meters, user_id, f"{name}-{n}", out) for n in range(STREAMS)]
-        async with meters.running():
-            os.write(out, b"ready\n")
-            await asyncio.gather(*streams)
+async def read(reader: asyncio.StreamReader, log: Log) -> None:
+    request_id, count = "", 0
+    while line := await reader.readline():
+        if line.startswith(b"data: {"):
+            chunk = json.loads(line[6:])
+            request_id, choice = chunk["id"], chunk["choices"][0]
+            count += bool(choice["delta"].get("content"))
+            log(f"{request_id} {count}")
+        elif line.startswith(b"data: [DONE]"):
+            log(f"{request_id} done")
+            return
 
 
-def fork(path: Path, user_id: int, name: str) -> tuple[int, int]:
-    reading, writing = os.pipe()
+def killed(folder: Path, tokenizer: Tokenizer, key: str, seconds: float) -> dict[str, str]:
+    """What the clients had read of each answer when the server was killed: a number of pieces, or `done`."""
+    path = folder / "log"
+    path.unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
-        os.close(reading)
-        asyncio.run(child(path, user_id, name, writing))
+        out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        asyncio.run(serve(folder, tokenizer, key, lambda line: void(os.write(out, f"{line}\n".encode()))))
         os._exit(1)
-    os.close(writing)
-    return pid, reading
-
-
-def killed(path: Path, user_id: int, name: str, seconds: float) -> set[str]:
-    """The requests that the child said were settled before it was killed."""
-    pid, reading = fork(path, user_id, name)
-    with os.fdopen(reading, "rb") as pipe:
-        assert pipe.readline() == b"ready\n"
+    try:
+        deadline = time.monotonic() + START
+        while not path.exists() or len(read_log(path)) < STREAMS:
+            assert time.monotonic() < deadline, "the server has not started"
+            time.sleep(0.01)
         time.sleep(seconds)
+    finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        return {line.decode().strip() for line in pipe.read().splitlines()}
+    return read_log(path)
 
 
-async def start(path: Path) -> int:
-    async with books(path) as opened:
-        user_id = await opened.user()
-        await opened.credit(user_id, 10**15)
-        return user_id
+def read_log(path: Path) -> dict[str, str]:
+    """The last word on each answer; the log's own last line may be cut off."""
+    lines = [line.split() for line in path.read_text().splitlines()[:-1]]
+    return {line[0]: line[1] for line in lines}
 
 
-async def check(path: Path, settled: set[str]) -> int:
+def void(_: int) -> None:
+    pass
+
+
+async def start(folder: Path) -> str:
+    """A customer's key."""
+    async with open_store(folder, durable=False) as store, store.database.write() as connection:
+        now = store.now()
+        user = await accounts.create_user(connection, "ada@example.org", "", now=now)
+        await wallet.grant(connection, user.id, 10**15, ref="test", now=now)
+        return (await keys.create_key(connection, store.secrets, user.id, keys.KeySpec(), now))[1]
+
+
+async def check(folder: Path, seen: dict[str, str], done: dict[str, int]) -> int:
     """The number of holds that were swept."""
-    async with books(path, priced=False) as opened:
-        assert await opened.faults() == [], "before the sweep"
-        opened.clock.now += LEASE_SECONDS + 1
-        swept = await opened.billing.sweep()
-        bills = await opened.bills()
-        assert settled <= set(bills), "what was committed survives"
-        assert await opened.count_holds() == 0
-        assert await opened.faults() == []
-        assert all(cost == 0 or (cost - PROMPT * MISS) % OUTPUT == 0 for cost in bills.values())
-        return swept
+    async with open_store(folder, durable=False) as store:
+        billing = Billing(store.database, clock=lambda: time.time() + LEASE_SECONDS + 1)
+        await must_add_up(store.database)
+        swept = await billing.sweep()
+        await must_add_up(store.database)
+        async with store.database.read() as connection:
+            bills = {bill.request_id: bill for bill in await connection.execute(usage.select())}
+            assert (await connection.execute(holds.select())).all() == []
+    assert done.items() <= {name: bill.amount for name, bill in bills.items()}.items(), "a bill never changes"
+    for request_id, state in seen.items():
+        bill = bills[request_id]
+        if state == "done":
+            assert bill.outcome == "finished"
+        elif bill.outcome == "swept":
+            assert abs(bill.completion_tokens - int(state)) <= LAG
+    done.update({name: bill.amount for name, bill in bills.items()})
+    return swept
+
+
+async def must_add_up(database: Database) -> None:
+    async with database.read() as connection:
+        assert await ledger.faults(connection) == []
 
 
 def main(rounds: int, seed: int, folder: Path) -> None:
-    path = empty_database(folder)
-    user_id = asyncio.run(start(path))
+    tokenizer = small_tokenizer(folder / "tokenizer")
+    key = asyncio.run(start(folder))
     chance = random.Random(seed)
-    settled: set[str] = set()
+    done: dict[str, int] = {}
     swept = 0
-    for number in range(rounds):
-        settled |= killed(path, user_id, str(number), chance.uniform(0.0, 0.25))
-        swept += asyncio.run(check(path, settled))
-    print(f"{rounds} kills, {len(settled)} settled before, {swept} swept after")
+    for _ in range(rounds):
+        seen = killed(folder, tokenizer, key, chance.uniform(0.0, 1.2))
+        swept += asyncio.run(check(folder, seen, done))
+    print(f"{rounds} kills, {len(done) - swept} settled before, {swept} swept after")
 
 
 if __name__ == "__main__":
