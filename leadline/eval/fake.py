@@ -20,6 +20,7 @@ class Perfect:
     """Answers as the items say; a judge of this kind gives the best mark."""
 
     name = "perfect"
+    weights = ""
     context_length: int | None = 4096
 
     def __init__(self, items: Iterable[Item]) -> None:
@@ -47,6 +48,7 @@ class Random:
     """Every byte equally likely, every choice as good as another, answers of a few words."""
 
     name = "random"
+    weights = ""
     context_length: int | None = 4096
 
     def __init__(self, seed: int = 0) -> None:

@@ -9,6 +9,8 @@ Invariant: answers come back in the order of the requests, one each, whatever ra
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ Window = tuple[int, tuple[int, ...], int]
 
 CONCURRENCY = 8
 KEPT_CONTEXTS = 1000
+SAMPLED = 16  # numbers of a tensor that tell it from another
 CHARACTERS_PER_TOKEN = 4.0  # a guess, where nobody counts
 
 
@@ -69,10 +72,14 @@ class Score:
 
 
 class LM(Protocol):
-    """`context_length` None: unknown. `count` is the number of tokens of a text, an estimate where nobody counts."""
+    """`context_length` None: unknown. `count` is the number of tokens of a text, an estimate where nobody counts.
+    `weights` tells two models of one name apart; empty where nobody knows."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def weights(self) -> str: ...
 
     @property
     def context_length(self) -> int | None: ...
@@ -93,6 +100,15 @@ class EngineLM:
     @property
     def name(self) -> str:
         return self.llm.engine.info.model
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """A hash over a few numbers of every tensor: training changes them all."""
+        digest = hashlib.sha256()
+        for name, tensor in self.llm.engine.model_runner.model.named_parameters():
+            numbers = tensor.detach().flatten()[:SAMPLED].float().tolist()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {numbers}".encode())
+        return digest.hexdigest()[:16]
 
     @property
     def context_length(self) -> int | None:
@@ -205,6 +221,10 @@ class HttpLM:
     @property
     def name(self) -> str:
         return self.model
+
+    @property
+    def weights(self) -> str:
+        return ""
 
     @property
     def context_length(self) -> int | None:

@@ -24,6 +24,7 @@ from leadline.eval.task import BEST_MARK, BitsPerByte, Judge, Result, Task
 
 Z95 = 1.959964
 SHOWN = ("DeepSeek-V2", "DeepSeek-V2-Lite", "DeepSeek-V2-Lite-Chat")
+NARROWEST = 100  # columns that a table needs to be one
 COLOURS = ("tab:blue", "tab:orange", "tab:green")
 
 
@@ -167,18 +168,26 @@ def _variance(values: Sequence[float]) -> float:
 
 def table(summaries: Sequence[Summary], *, width: int | None = None) -> str:
     """The scores side by side with the published ones."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table("task", "metric", "shots", "items", summaries[0].model, "95%", "chance", *SHOWN)
+    grid = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    ours = f"{summaries[0].model}\n(95%)"
+    for name in ("task", "metric", "shots", "items", ours, "chance", *(_wrapped(model) for model in SHOWN)):
+        grid.add_column(name, no_wrap=True)
     for each in summaries:
-        numbers = [_number(each, each.score), f"{_number(each, each.low)}-{_number(each, each.high)}"]
+        score = f"{_number(each, each.score)} ({_number(each, each.low)}-{_number(each, each.high)})"
         others = [_shown(each, model) for model in SHOWN]
-        grid.add_row(each.task, each.metric, str(each.shots), str(each.items), *numbers, f"{each.chance:g}", *others)
-    console = Console(width=width, force_terminal=False)
+        grid.add_row(each.task, each.metric, str(each.shots), str(each.items), score, f"{each.chance:g}", *others)
+    console = Console(width=max(width or Console().width, NARROWEST), force_terminal=False)
     with console.capture() as capture:
         console.print(grid)
     return capture.get() + _note(summaries)
+
+
+def _wrapped(model: str) -> str:
+    return model.replace("-", "\n", 1).replace("-Chat", "\nChat")
 
 
 def _number(summary: Summary, value: float) -> str:
@@ -189,15 +198,18 @@ def _shown(summary: Summary, model: str) -> str:
     """The published score, and with how many examples where that is not ours."""
     for row in summary.published:
         if row.model == model:
-            shots = "" if row.shots in (None, summary.shots) else f" ({row.shots} shots)"
-            return f"{row.score:g}{shots}"
+            same = row.shots in (None, summary.shots)
+            return f"{row.score:g}" + ("" if same else f" ({row.shots})")
     return "-"
 
 
 def _note(summaries: Sequence[Summary]) -> str:
     if not any(each.published for each in summaries):
         return ""
-    return "Columns of other models: the scores that were published for them, not measured here.\n"
+    return (
+        "DeepSeek's columns are published scores, not measured here; in parentheses the number of shots where it is "
+        "another.\n"
+    )
 
 
 def save(summaries: Sequence[Summary], runs: Sequence[Run], folder: Path) -> None:

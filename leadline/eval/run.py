@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from leadline import __version__
-from leadline.errors import DataError, UserError
+from leadline.errors import ContextLengthExceeded, DataError, UserError
 from leadline.eval.task import Bench, Item, Result, Setup, Task
 
 BATCH = 32
@@ -55,11 +55,18 @@ def evaluate(
     left = [item for item in items if item.id not in done]
     with _written(path) as write, _bar(task.name, len(items), len(done), progress) as advance:
         for start in range(0, len(left), batch):
-            for result in task.method.ask(left[start : start + batch], bench):
+            for result in _asked(task, left[start : start + batch], bench):
                 done[result.id] = result
                 write(dataclasses.asdict(result))
                 advance()
     return Run(task, head, tuple(done[item.id] for item in items))
+
+
+def _asked(task: Task, items: Sequence[Item], bench: Bench) -> list[Result]:
+    try:
+        return task.method.ask(items, bench)
+    except ContextLengthExceeded as error:
+        raise ContextLengthExceeded(f"{task.name}: {error.message}; fewer --shots make it shorter") from None
 
 
 def choose(items: Sequence[Item], limit: int | None) -> list[Item]:
@@ -81,6 +88,7 @@ def heading(task: Task, bench: Bench, setup: Setup, items: Sequence[Item], limit
         "task": task.name,
         "version": task.version,
         "model": bench.lm.name,
+        "weights": bench.lm.weights,
         "judge": None if bench.judge is None else bench.judge.name,
         "shots": setup.shots,
         "chat": bench.chat,

@@ -148,6 +148,18 @@ def test_http_is_the_engine(llm: LLM, http: HttpLM) -> None:
     assert lms[1].count("The lead line") == 4
 
 
+def test_two_models_of_one_name_are_told_apart(llm: LLM, tiny_v2_folder: Path) -> None:
+    again = EngineLM(llm).weights
+    assert len(again) == 16
+    assert EngineLM(llm).weights == again
+    parameter = llm.engine.model_runner.model.lm_head.weight
+    with torch.no_grad():
+        parameter += 1
+        changed = EngineLM(llm).weights
+        parameter -= 1
+    assert changed != again
+
+
 def test_over_http_a_long_document_is_scored_in_halves(http: HttpLM, llm: LLM) -> None:
     text = " ".join(f"mark {number}" for number in range(150))
     assert len(llm.tokenizer.encode(text)) > 400

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from leadline.errors import DataError, UserError
+from leadline.errors import ContextLengthExceeded, DataError, UserError
 from leadline.eval.data import Source
 from leadline.eval.fake import Perfect, Random
 from leadline.eval.lm import Score, Span
@@ -98,6 +98,15 @@ def test_a_limit_takes_the_same_items_from_everywhere(task: Task, setup: Setup) 
     assert len({item.group for item in few}) == 2
     assert choose(items, 10**6) == choose(items, None) == list(items)
     assert [item for item in items if item in more] == more
+
+
+def test_a_prompt_that_does_not_fit_names_the_task(task: Task, setup: Setup) -> None:
+    class Short(Random):
+        def loglikelihood(self, spans: Sequence[Span]) -> list[Score]:
+            raise ContextLengthExceeded("the prompt has 9 tokens")
+
+    with pytest.raises(ContextLengthExceeded, match=r"mmlu: the prompt has 9 tokens; fewer --shots"):
+        evaluate(task, Bench(Short()), setup)
 
 
 def test_a_task_without_items_is_said(setup: Setup) -> None:
