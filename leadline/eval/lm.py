@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from leadline.errors import ContextLengthExceeded, EngineError, InvalidRequest, NotFound, UserError
+from leadline.errors import ContextLengthExceeded, EngineError, InvalidRequest, ModelNotFound, NotFound, UserError
 
 if TYPE_CHECKING:
     from leadline.client.http import Client, Reply
@@ -241,7 +241,10 @@ class HttpLM:
         fields["stop"] = list(ask.stop) or None
         if ask.chat:
             return self.client.chat(ask.messages, **fields).text
-        return self.client.complete(ask.prompt, **fields).text
+        try:
+            return self.client.complete(ask.prompt, **fields).text
+        except (NotFound, ModelNotFound) as error:
+            raise type(error)(f"{error.message}; a server without /completions can be asked with --chat") from None
 
     def loglikelihood(self, spans: Sequence[Span]) -> list[Score]:
         """By `echo` with `logprobs` on /completions; a document that does not fit is scored in halves."""
@@ -278,7 +281,7 @@ class HttpLM:
             reply = self._echo(prompt)
         except ContextLengthExceeded:
             raise
-        except (InvalidRequest, NotFound) as error:
+        except (InvalidRequest, ModelNotFound, NotFound) as error:
             raise self._unable(error.message) from None
         tokens = echoed_tokens(reply.raw["choices"][0].get("logprobs") or {})
         tokens = tokens[: len(tokens) - self._most]

@@ -22,7 +22,7 @@ from leadline import __version__
 from leadline.errors import ContextLengthExceeded, DataError, UserError
 from leadline.eval.task import Bench, Item, Result, Setup, Task
 
-BATCH = 32
+BATCH = 64
 FORMAT = 1
 
 

@@ -141,7 +141,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
 def _config(limits: Limits) -> dict[str, object]:
     return {
         "parent": os.getpid(),
-        "prefix": sys.base_prefix,
+        "prefix": str(Path(sys.base_prefix).resolve()),
         "python": str(Path(getattr(sys, "_base_executable", sys.executable)).resolve()),
         "disk": limits.disk,
         "limits": {

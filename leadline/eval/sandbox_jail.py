@@ -36,6 +36,7 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 1, 2
 MOUNT_SETATTR = 442
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 OLD = "/oldroot"
+SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache", "/nix/store", "/gnu/store")
 DEVICES = ("null", "zero", "random", "urandom")
 
 
@@ -172,15 +173,14 @@ def build_root(kernel: Kernel, config: dict[str, Any]) -> None:
     Path(f"/tmp{OLD}").mkdir()
     kernel.pivot_root("/tmp", f"/tmp{OLD}")
     os.chdir("/")
-    for folder in ("usr", "bin", "lib", "lib64", "lib32"):
-        show(kernel, f"/{folder}")
-    show(kernel, "/etc/ld.so.cache")
+    for place in SYSTEM:
+        show(kernel, place)
     for device in DEVICES:
         show(kernel, f"/dev/{device}")
-    if not config["prefix"].startswith("/usr/") and config["prefix"] != "/usr":
-        show(kernel, config["prefix"])
-    Path("/tmp").mkdir(exist_ok=True)
+    Path("/tmp").mkdir()
     kernel.mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={config['disk']},nr_inodes=4096,mode=1777")
+    if not any(Path(config["prefix"]).is_relative_to(place) for place in SYSTEM):
+        show(kernel, config["prefix"])
 
 
 def show(kernel: Kernel, path: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from leadline import LLM
 from leadline.client.http import Client
 from leadline.engine.aio import AsyncEngine
-from leadline.errors import ContextLengthExceeded, EngineError, InvalidRequest, UserError
+from leadline.errors import ContextLengthExceeded, EngineError, InvalidRequest, ModelNotFound, UserError
 from leadline.eval.lm import LM, Ask, EngineLM, HttpLM, Score, Span, echoed_tokens
 from leadline.model.batch import ForwardBatch
 from leadline.server.app import create_app
@@ -176,6 +176,15 @@ def test_a_server_without_logprobs_of_prompts_is_said(tmp_path: Path) -> None:
         assert lm.generate([Ask("Hello", max_tokens=3)])
         with pytest.raises(UserError, match=r"gives no log-probabilities of a prompt .*tasks that generate"):
             lm.loglikelihood([Span("Hello", " there")])
+
+
+def test_a_server_without_completions_is_told_from_one_with() -> None:
+    client: Any = Stubborn()
+    client.complete = lambda *args, **fields: (_ for _ in ()).throw(
+        ModelNotFound("the server answered with status 404")
+    )
+    with pytest.raises(ModelNotFound, match=r"status 404; a server without /completions can be asked with --chat"):
+        HttpLM(client, "m").generate([Ask("a")])
 
 
 class Stubborn:

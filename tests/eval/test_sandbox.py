@@ -171,7 +171,7 @@ assert sorted(os.listdir("/dev")) == ["null", "random", "urandom", "zero"]
 assert os.listdir("/tmp") == ["program.py"]
 assert not os.path.exists("/proc") and not os.path.exists("/sys") and not os.path.exists("/home")
 assert not os.path.exists("/etc/passwd") and not os.path.exists("/oldroot")
-assert (os.getuid(), os.getgid(), os.getgroups()) == (65534, 65534, []) or os.getgroups() == [65534]
+assert {os.getuid(), os.getgid(), *os.getgroups()} == {65534}
 assert os.getpid() == 2 and os.getppid() == 1
 assert set(os.environ) <= {"HOME", "PATH", "LC_ALL", "PYTHONHASHSEED", "LC_CTYPE"}, os.environ
 """
