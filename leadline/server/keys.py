@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, and_, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from leadline.errors import NotFound, RateLimited
+from leadline.errors import Conflict, NotFound
 from leadline.server.auth import new_key
 from leadline.server.db import api_keys, users
 from leadline.server.money import format_money
@@ -36,7 +36,7 @@ async def create_key(
 ) -> tuple[Row[Any], str]:
     """The key's row, and the key, which cannot be shown again."""
     if len(await list_keys(connection, user_id)) >= MOST_KEYS:
-        raise RateLimited(f"an account has at most {MOST_KEYS} keys; revoke one")
+        raise Conflict(f"an account has at most {MOST_KEYS} keys; revoke one")
     secret = new_key()
     values = {
         **dataclasses.asdict(spec),

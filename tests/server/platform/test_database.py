@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from sqlalchemy import delete, update
 from sqlalchemy.exc import IntegrityError
 
 from leadline.errors import ConfigError
-from leadline.server.db import Database, buckets, file_url, ledger, metadata, users
+from leadline.server.db import Database, buckets, facts, file_url, ledger, metadata, users
 from tests.server.platform.books import Books, empty_database, with_books
 
 
@@ -78,3 +79,25 @@ def test_opening_again_changes_nothing_and_a_newer_database_is_told(tmp_path: Pa
 def test_a_url_that_cannot_be_used_is_told(url: str) -> None:
     with pytest.raises(ConfigError, match="database URL"):
         asyncio.run(Database.open(url))
+
+
+@with_books
+async def test_transactions_that_are_cancelled_leave_all_or_nothing(books: Books) -> None:
+    async def write(number: int) -> None:
+        async with books.database.write() as connection:
+            for half in "ab":
+                await connection.execute(facts.insert().values(name=f"{number}{half}", value=""))
+
+    chance = random.Random(1)
+    tasks = []
+    for number in range(60):
+        tasks.append(asyncio.create_task(write(number)))
+        await asyncio.sleep(chance.uniform(0, 0.002))
+        if chance.random() < 0.5:
+            tasks[-1].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(result) for result in results} == {type(None), asyncio.CancelledError}
+    async with books.database.read() as connection:
+        names = {row.name for row in await connection.execute(facts.select())}
+    assert {f"{number}{half}" for number, result in enumerate(results) if result is None for half in "ab"} <= names
+    assert {name[:-1] + "a" for name in names} | {name[:-1] + "b" for name in names} == names

@@ -11,20 +11,23 @@ import pytest
 from tests.source import ROOT
 
 
-def kill(rounds: int, seed: int, folder: Path) -> str:
-    command = [sys.executable, "-m", "tests.server.platform.killer", str(rounds), str(seed), str(folder)]
+def kill(rounds: int, seed: int, folder: Path, lag: float) -> str:
+    """`lag` is how many seconds bills may be behind what was delivered."""
+    arguments = [str(rounds), str(seed), str(folder), str(lag)]
+    command = [sys.executable, "-m", "tests.server.platform.killer", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_killed_a_few_times(tmp_path: Path) -> None:
-    assert kill(3, 1, tmp_path).startswith("3 kills")
+    """On a machine that may be busy with other tests."""
+    assert kill(3, 1, tmp_path, lag=2.0).startswith("3 kills")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_two_hundred_times(tmp_path: Path) -> None:
-    text = kill(200, 2, tmp_path)
+    text = kill(200, 2, tmp_path, lag=1.0)
     print(text)
     assert int(text.split()[5]) > 200, "streams were in flight"
