@@ -142,7 +142,7 @@ def _run(task: Task, bench: Bench, *, data: Path | None, limit: int | None, shot
     from leadline.eval.run import evaluate as run
     from leadline.eval.task import Setup
 
-    source = Source(task.name, data, task.hub, task.folders)
+    source = Source(task.name, data, task.hub, task.hub_files, task.folders)
     count, length = bench.lm.count, bench.lm.context_length
     setup = Setup(source, task.shots if shots is None else shots, bench.chat, count, length)
     return run(task, bench, setup, out=out, limit=limit, progress=True)

@@ -33,8 +33,9 @@ class Source:
     name: str
     given: Path | None = None
     hub: str = ""
+    hub_files: tuple[str, ...] = ()  # which of the hub's files; none: all
     folders: tuple[str, ...] = ()  # other names of its folder
-    download: Callable[[str], Path] | None = None  # None: huggingface_hub's, for tests another
+    download: Callable[[str, tuple[str, ...]], Path] | None = None  # None: huggingface_hub's, for tests another
 
     @property
     def folder(self) -> Path:
@@ -52,7 +53,7 @@ class Source:
                 f"{self.name} is not on the hub in its official layout: give the folder of its files with --data",
                 param="data",
             )
-        folder = (self.download or _snapshot)(self.hub)
+        folder = (self.download or _snapshot)(self.hub, self.hub_files)
         return _unpacked(folder, self.name)
 
     def files(self, *patterns: str) -> list[Path]:
@@ -137,13 +138,12 @@ def text_of(row: Row, *names: str, place: str) -> str:
     raise DataError(f"{place} has no {' or '.join(names)}")
 
 
-def _snapshot(hub: str) -> Path:
+def _snapshot(hub: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.csv", "*.json", "*.jsonl", "*.jsonl.gz", "*.parquet", "*.zip"]
     try:
-        return Path(snapshot_download(hub, repo_type="dataset", allow_patterns=patterns))
+        return Path(snapshot_download(hub, repo_type="dataset", allow_patterns=list(files) or None))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConnectionFailed(f"cannot get {hub} from the hub ({reason}); give its files with --data") from None

@@ -109,6 +109,7 @@ class Task:
     runs_code: bool = False
     needs_data: bool = True
     hub: str = ""  # a data set on the Hugging Face hub in a layout that `load` reads
+    hub_files: tuple[str, ...] = ("*.csv", "*.json", "*.jsonl", "*.jsonl.gz", "*.parquet", "*.zip")
     folders: tuple[str, ...] = ()  # other names of its folder
     figure: Callable[[Sequence[Result], str, Path], None] | None = None  # (results, model, PNG): a picture of its own
 

@@ -29,14 +29,14 @@ def test_a_model_folder_is_scored_and_a_second_run_asks_nothing(
     tiny_lite_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["eval", "mmlu", "needle", "--model", str(tiny_lite_folder), "--dtype", "float32", "--device", "cpu"]
-    command += ["--max-model-len", "600", "--shots", "0", "--limit", "5", "--data", str(data), "--out", str(tmp_path)]
+    command += ["--max-model-len", "600", "--shots", "0", "--limit", "2", "--data", str(data), "--out", str(tmp_path)]
     assert run(command) == 0
     first = capsys.readouterr()
     assert first.err == ""
     assert "published" in first.out
     assert "58.3" in first.out
     report = json.loads((tmp_path / "report.json").read_text())
-    assert [(row["task"], row["items"], row["shots"]) for row in report] == [("mmlu", 5, 0), ("needle", 5, 0)]
+    assert [(row["task"], row["items"], row["shots"]) for row in report] == [("mmlu", 2, 0), ("needle", 2, 0)]
     assert {path.name for path in tmp_path.iterdir()} >= {"mmlu.jsonl", "needle.jsonl", "needle.png", "report.png"}
     before = (tmp_path / "mmlu.jsonl").read_bytes()
     assert run(command) == 0

@@ -77,7 +77,7 @@ def test_mmlu_and_gsm8k_from_the_hubs_tables(tmp_path: Path) -> None:
     for split in ("dev", "test"):
         table = pa.Table.from_pylist([row, row])
         pq.write_table(table, tmp_path / f"all/{split}-00000-of-00001.parquet")
-    source = Source("mmlu", hub="cais/mmlu", download=lambda hub: tmp_path)
+    source = Source("mmlu", hub="cais/mmlu", download=lambda hub, files: tmp_path)
     items = get_task("mmlu").load(Setup(source, 5))
     assert [(item.id, item.answer) for item in items] == [("ropes/0", " C"), ("ropes/1", " C")]
     assert items[0].prompt.startswith("The following are multiple choice questions (with answers) about ropes.")
@@ -91,10 +91,25 @@ def test_an_archive_of_the_hub_is_unpacked(tmp_path: Path, monkeypatch: pytest.M
         for path in (tmp_path / "made").rglob("*.csv"):
             archive.write(path, path.relative_to(tmp_path / "made"))
         archive.writestr("../../outside.csv", "a")
-    items = get_task("ceval").load(Setup(Source("ceval", hub="x/y", download=lambda hub: tmp_path / "hub"), 5))
+    items = get_task("ceval").load(Setup(Source("ceval", hub="x/y", download=lambda hub, files: tmp_path / "hub"), 5))
     assert len(items) == samples.QUESTIONS
     assert not (tmp_path / "outside.csv").exists()
     assert not (tmp_path / "cache/outside.csv").exists()
+
+
+def test_only_the_files_of_the_task_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[object] = []
+
+    def download(hub: str, **options: object) -> str:
+        asked.append((hub, options))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    task = get_task("mmlu")
+    assert Source("mmlu", None, task.hub, task.hub_files).folder == tmp_path
+    assert asked == [("cais/mmlu", {"repo_type": "dataset", "allow_patterns": ["all/dev*", "all/test*"]})]
 
 
 def test_without_a_network_the_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from leadline import LLM
 from leadline.client.http import Client
@@ -117,6 +120,16 @@ def test_a_document_longer_than_the_context_is_scored_once_in_windows(llm: LLM) 
     (score,) = lm.loglikelihood([Span("", text)])
     assert score.tokens == len(ids) - 1
     assert_same(score, expected)
+
+
+@given(st.integers(2, 60), st.integers(2, 12), st.data())
+def test_windows_score_every_token_once(length: int, limit: int, data: st.DataObject) -> None:
+    lm = EngineLM(SimpleNamespace(engine=SimpleNamespace(limit=limit + 1)))  # type: ignore[arg-type]
+    start = data.draw(st.integers(1, length))
+    ids = tuple(range(length))
+    windows = list(lm._windows(ids, start))
+    assert all(window[0] == 0 and len(window) <= limit and 1 <= first < len(window) for window, first in windows)
+    assert [token for window, first in windows for token in window[first:]] == list(ids[start:])
 
 
 def test_answers_come_in_order_chats_among_them(llm: LLM) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from leadline.eval import report
 from leadline.eval.run import Run
@@ -27,6 +29,15 @@ def run_of(name: str, given: list[Result]) -> Run:
 )
 def test_wilsons_interval(rights: int, count: int, low: float, high: float) -> None:
     assert report.wilson(rights, count) == pytest.approx((rights / count, low, high), abs=1e-4)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from("ab")), min_size=1, max_size=30))
+def test_an_interval_holds_its_score(given_scores: list[tuple[float, str]]) -> None:
+    found = [Result(str(place), "p", score, group) for place, (score, group) in enumerate(given_scores)]
+    for name in ("mmlu", "bbh", "needle", "bits_per_byte"):
+        score, low, high = report.interval(get_task(name), found)
+        assert 0 <= low <= score <= high
+        assert name == "bits_per_byte" or high <= 1
 
 
 def test_a_mean_over_groups_gives_each_the_same_weight() -> None:

@@ -91,6 +91,16 @@ def test_a_broken_file_names_its_line(task: Task, setup: Setup, tmp_path: Path, 
         evaluate(task, Bench(Random()), setup, out=tmp_path, limit=2)
 
 
+def test_progress_is_shown_to_somebody_who_watches(
+    task: Task, setup: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(task, Bench(Random()), setup, limit=5, progress=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    evaluate(task, Bench(Random()), setup, limit=5, progress=True)
+    assert "5/5" in capsys.readouterr().err
+
+
 def test_a_limit_takes_the_same_items_from_everywhere(task: Task, setup: Setup) -> None:
     items = task.load(setup)
     few, more = choose(items, 10), choose(items, 20)

@@ -73,4 +73,5 @@ TASK = Task(
     benchmark="GSM8K",
     metric="EM",
     hub="openai/gsm8k",
+    hub_files=("main/*",),
 )

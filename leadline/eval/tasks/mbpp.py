@@ -59,4 +59,5 @@ TASK = Task(
     metric="Pass@1",
     runs_code=True,
     hub="google-research-datasets/mbpp",
+    hub_files=("full/*",),
 )

@@ -34,4 +34,5 @@ TASK = Task(
     benchmark="MMLU",
     chance=0.25,
     hub="cais/mmlu",
+    hub_files=("all/dev*", "all/test*"),
 )
