@@ -132,7 +132,7 @@ class Meters:
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    """From start to start, so that slow work does not come less often."""
+    """From start to start, so that slow work hardly comes less often; but never without a pause for others."""
     loop = asyncio.get_running_loop()
     while True:
         start = loop.time()
@@ -140,4 +140,4 @@ async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
             await work()
         except Exception:
             log.exception("upkeep of the books failed; it is tried again")
-        await asyncio.sleep(max(0.0, start + seconds - loop.time()))
+        await asyncio.sleep(max(seconds / 5, start + seconds - loop.time()))
