@@ -48,8 +48,8 @@ class HeldOut:
 
 
 def prepare(config: TrainConfig) -> None:
-    """Check what can be checked before any work; threads, compiled ops, and an allocator that keeps what it has:
-    returning large blocks to the system and faulting them in again costs a small model a third of its step."""
+    """Check what can be checked before any work; threads, compiled ops, and an allocator that keeps what it has instead
+    of returning large blocks to the system and faulting them in again."""
     config.check()
     _check_places(config)
     torch.set_num_threads(config.threads or torch.get_num_threads())
