@@ -19,7 +19,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+PATIENCE = 240  # seconds; a machine that does other things too is slow, not wrong
 
 TEXT = "The lead line tells how deep the water is. The captain asks, the sailor answers: four fathoms and a half.\n"
 MODEL = """
@@ -85,7 +86,7 @@ class Shell:
 
     def run(self, *args: str) -> str:
         process = self.start(*args)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err
         return out
 
@@ -152,17 +153,17 @@ def test_serve_answers_and_leaves_quietly(shell: Shell) -> None:
         wait_for_health(process, base)
         name = httpx2.get(f"{base}/v1/models").json()["data"][0]["id"]
         body = {"model": name, "messages": [{"role": "user", "content": "How deep?"}], "max_tokens": 8}
-        answer = httpx2.post(f"{base}/v1/chat/completions", json=body, timeout=60)
+        answer = httpx2.post(f"{base}/v1/chat/completions", json=body, timeout=PATIENCE)
         assert answer.status_code == 200
         assert answer.json()["usage"]["completion_tokens"] >= 1
     finally:
         process.terminate()
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode in (0, 143), err
     assert "Traceback" not in out + err
 
 
-def wait_for_health(process: subprocess.Popen[str], base: str, seconds: float = 60) -> None:
+def wait_for_health(process: subprocess.Popen[str], base: str, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:
