@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from leadline.model.config import ModelConfig
-from leadline.ops.experts import route, routed_experts, swiglu
+from leadline.ops.experts import gates, route, routed_experts, swiglu
 from leadline.ops.norm import accumulate_dtype
 
 
@@ -49,18 +49,18 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
 
     def forward(self, x_TD: Tensor) -> Routing:
-        wide = accumulate_dtype(x_TD)
-        logits_TE = linear(x_TD.to(wide), self.weight.to(wide))
+        logits_TE = self.logits(x_TD)
         return Routing(*route(logits_TE, self.top_k, self.groups, self.keep_groups, self.normalise, self.factor))
 
     def replay(self, x_TD: Tensor, expert_ids_TK: Tensor) -> Routing:
         """The gates of choices made elsewhere: a trainer takes a rollout's experts, with its own affinities."""
+        scores_TE = self.logits(x_TD).softmax(-1)
+        return Routing(expert_ids_TK, gates(scores_TE, expert_ids_TK, self.normalise, self.factor), scores_TE)
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """(T, E), at least float32."""
         wide = accumulate_dtype(x_TD)
-        scores_TE = linear(x_TD.to(wide), self.weight.to(wide)).softmax(-1)
-        weights_TK = scores_TE.gather(1, expert_ids_TK)
-        if self.normalise and self.top_k > 1:
-            return Routing(expert_ids_TK, weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20), scores_TE)
-        return Routing(expert_ids_TK, weights_TK * self.factor, scores_TE)
+        return linear(x_TD.to(wide), self.weight.to(wide))
 
 
 class Experts(nn.Module):

@@ -26,16 +26,21 @@ def route(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose experts: (ids_TK int64, gates_TK, affinities_TE).
 
-    With `groups` > 1 only the `keep_groups` groups of highest single affinity are eligible (2.2.2). A normalised gate
-    is not scaled: the published weights use one or the other.
+    With `groups` > 1 only the `keep_groups` groups of highest single affinity are eligible (2.2.2).
     """
     scores_TE = logits_TE.softmax(-1)
     eligible_TE = scores_TE.detach() if groups == 1 else _keep_groups(scores_TE.detach(), groups, keep_groups)
     ids_TK = eligible_TE.topk(top_k, dim=-1).indices
+    return ids_TK, gates(scores_TE, ids_TK, normalise, scale), scores_TE
+
+
+def gates(scores_TE: Tensor, ids_TK: Tensor, normalise: bool, scale: float) -> Tensor:
+    """(T, K): the gates of chosen experts. A normalised gate is not scaled: the published weights use one or the
+    other."""
     gates_TK = scores_TE.gather(1, ids_TK)
-    if normalise and top_k > 1:
-        return ids_TK, gates_TK / (gates_TK.sum(-1, keepdim=True) + 1e-20), scores_TE
-    return ids_TK, gates_TK * scale, scores_TE
+    if normalise and ids_TK.shape[1] > 1:
+        return gates_TK / (gates_TK.sum(-1, keepdim=True) + 1e-20)
+    return gates_TK * scale
 
 
 def _keep_groups(scores_TE: Tensor, groups: int, keep: int) -> Tensor:
