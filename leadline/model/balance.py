@@ -15,6 +15,8 @@ from torch import Tensor
 
 from leadline.model.config import ModelConfig
 from leadline.model.moe import Routing
+from leadline.ops.experts import occurrences
+from leadline.ops.transfer import to_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,21 +31,21 @@ class BalanceConfig:
 def sequence_ids(starts: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
     """(T,): which sequence each token belongs to."""
     lengths = torch.tensor(starts).diff()
-    return torch.arange(len(starts) - 1).repeat_interleave(lengths).to(device)
+    return to_device(torch.arange(len(starts) - 1).repeat_interleave(lengths), device)
 
 
 def mean_affinity(scores_TE: Tensor, ids_T: Tensor, sequences: int) -> Tensor:
     """P of eq. 25, (S, E)."""
     sums_SE = scores_TE.new_zeros(sequences, scores_TE.shape[1]).index_add(0, ids_T, scores_TE)
-    return sums_SE / torch.bincount(ids_T, minlength=sequences).clamp(min=1)[:, None]
+    return sums_SE / occurrences(ids_T, sequences).clamp(min=1)[:, None]
 
 
 def expert_load(expert_ids_TK: Tensor, ids_T: Tensor, sequences: int, experts: int) -> Tensor:
     """f of eq. 24, (S, E): 1 everywhere when the load is even. Choices count before any drop."""
     top_k = expert_ids_TK.shape[1]
     flat = (ids_T[:, None] * experts + expert_ids_TK).flatten()
-    counts_SE = torch.bincount(flat, minlength=sequences * experts).view(sequences, experts)
-    lengths_S = torch.bincount(ids_T, minlength=sequences).clamp(min=1)
+    counts_SE = occurrences(flat, sequences * experts).view(sequences, experts)
+    lengths_S = occurrences(ids_T, sequences).clamp(min=1)
     return counts_SE * (experts / top_k) / lengths_S[:, None]
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from leadline.ops.transfer import to_device
+
 if TYPE_CHECKING:
     from leadline.model.cache import PagedCache
 
@@ -60,7 +62,7 @@ class ForwardBatch:
         for length in lengths:
             starts.append(starts[-1] + length)
         positions = torch.cat([torch.arange(offset, offset + n) for n in lengths]) if lengths else torch.zeros(0).long()
-        return ForwardBatch(positions.to(device), tuple(starts), logit_rows=logit_rows)
+        return ForwardBatch(to_device(positions, device), tuple(starts), logit_rows=logit_rows)
 
     @staticmethod
     def paged(

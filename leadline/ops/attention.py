@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from leadline.ops.dispatch import op
 from leadline.ops.norm import accumulate_dtype
+from leadline.ops.transfer import to_device
 
 SCORES_LIMIT = 1 << 24
 """Scores of one block of queries, in elements: bounds the scratch memory of a long prefill."""
@@ -151,9 +153,7 @@ def _group_rows(groups: DocumentGroups) -> Iterator[tuple[slice, tuple[int, int]
 @expanded_attention.kernel("sdpa", when=lambda q, k, v, starts, scale: q.dtype != torch.float64 and starts[-1] > 0)
 def _expanded_sdpa(q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
     """SDPA a document. Its fast path wants equal widths: values are padded with zeros and cut again, which is exact."""
-    value_width, missing = v_TGV.shape[2], q_THK.shape[2] - v_TGV.shape[2]
-    if missing > 0:
-        v_TGV = pad(v_TGV, (0, missing))
+    value_width, v_TGV = v_TGV.shape[2], _as_wide(v_TGV, q_THK.shape[2])
     grouped = q_THK.shape[1] != k_TGK.shape[1]
     q_1HTK, k_1GTK, v_1GTV = (x.transpose(0, 1).unsqueeze(0) for x in (q_THK, k_TGK, v_TGV))
     outputs = [
@@ -163,6 +163,38 @@ def _expanded_sdpa(q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, starts: Sequence
         for a, b in _spans(starts)
     ]
     return torch.cat(outputs, dim=2)[0, ..., :value_width].transpose(0, 1)
+
+
+def _as_wide(v_TGV: Tensor, width: int) -> Tensor:
+    """Values padded with zeros to the keys' width, where they are narrower."""
+    missing = width - v_TGV.shape[2]
+    return pad(v_TGV, (0, missing)) if missing > 0 else v_TGV
+
+
+MAX_FLASH_WIDTH = 256
+
+
+def _fits_flash(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float) -> bool:
+    """Half precision on a GPU, a head of its own for every query, widths that its kernels have."""
+    half = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[1] == k.shape[1]
+    return half and starts[-1] > 0 and q.shape[2] % 8 == 0 and v.shape[2] <= q.shape[2] <= MAX_FLASH_WIDTH
+
+
+@expanded_attention.kernel("flash", when=_fits_flash)
+def _expanded_flash(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
+    """All documents in one launch of FlashAttention over flat tokens."""
+    offsets_S = _offsets(tuple(starts), q_THK.device)
+    longest = max(end - start for start, end in _spans(starts))
+    sizes = (offsets_S, offsets_S, longest, longest)
+    out_THK = varlen_attn(q_THK, k_THK, _as_wide(v_THV, q_THK.shape[2]), *sizes, scale=scale, window_size=(-1, 0))
+    assert isinstance(out_THK, Tensor)
+    return out_THK[..., : v_THV.shape[2]]
+
+
+@functools.lru_cache(maxsize=8)
+def _offsets(starts: tuple[int, ...], device: torch.device) -> Tensor:
+    """`starts` where the kernels of every layer read them: copied once a pass."""
+    return to_device(torch.tensor(starts, dtype=torch.int32), device)
 
 
 DOCUMENT_LIMIT = 1024

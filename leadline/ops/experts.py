@@ -69,8 +69,14 @@ def sort_by_expert(ids_TK: Tensor, experts: int) -> ExpertOrder:
     order_N = flat_N.argsort(stable=True)
     place_N = torch.empty_like(order_N)
     place_N[order_N] = torch.arange(len(order_N), device=order_N.device)
-    counts_E = torch.bincount(flat_N, minlength=experts + 1)[:experts]
-    return ExpertOrder(order_N, place_N.view_as(ids_TK), counts_E)
+    return ExpertOrder(order_N, place_N.view_as(ids_TK), occurrences(flat_N, experts + 1)[:experts])
+
+
+def occurrences(ids_N: Tensor, size: int) -> Tensor:
+    """(size,) int64: how often each of 0..size-1 is among `ids_N`. On a GPU `bincount` would wait for the device."""
+    if not ids_N.is_cuda:
+        return torch.bincount(ids_N, minlength=size)
+    return torch.zeros(size, dtype=torch.int64, device=ids_N.device).scatter_add_(0, ids_N, torch.ones_like(ids_N))
 
 
 MANY = 1 << 14

@@ -1,7 +1,7 @@
 """The memory-bound ops, compiled: the references themselves through torch.compile, one pass over memory each.
 
-For training on a CPU, where eager PyTorch spends most of a small model's step moving activations. Opt-in, because the
-first step then pays for a C++ compiler run; without a compiler the references go on working.
+For training, where eager PyTorch spends most of a small model's step moving activations. Opt-in, because the first step
+then pays for a compiler run; without a compiler the references go on working.
 """
 
 from __future__ import annotations
@@ -23,30 +23,33 @@ OF_THE_TRAINER = ("softmax_nll",)  # registered by the package above, when it is
 RAGGED = (causal_softmax, causal_softmax_backward)
 
 
-def enable() -> bool:
-    """Register the compiled kernels, once; False where there is no compiler that works."""
-    if not _compiles():
+def enable(device: str = "cpu") -> bool:
+    """Register the compiled kernels of a CPU or of a GPU, once; False where there is no compiler that works."""
+    on_gpu = torch.device(device).type == "cuda"
+    if not _compiles(device):
         return False
-    if not any(kernel.name == "inductor" for kernel in rms_norm.kernels):
-        fixed: tuple[Op[..., Any], ...] = (*FIXED, *(OPS[name] for name in OF_THE_TRAINER if name in OPS))
-        for op in fixed:
-            _register(op, dynamic=None)
-        for op in RAGGED:
-            _register(op, dynamic=True)
+    name = "inductor on a gpu" if on_gpu else "inductor"
+    if any(kernel.name == name for kernel in swiglu.kernels):
+        return True
+    fixed: tuple[Op[..., Any], ...] = (*FIXED, *(OPS[name] for name in OF_THE_TRAINER if name in OPS))
+    ragged = () if on_gpu else RAGGED
+    for op in (*fixed, *ragged):
+        if not (on_gpu and op is rms_norm):  # PyTorch's own is one launch there
+            _register(op, name, on_gpu=on_gpu, dynamic=True if op in ragged else None)
     return True
 
 
-def _compiles() -> bool:
+def _compiles(device: str) -> bool:
     """By trial: a compiler without its headers, or one that cannot link, fails only when it is used."""
-    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+    if not any(map(shutil.which, ("g++", "gcc", "clang++", "clang", "c++", "cc"))):
         return False
     try:
-        torch.compile(lambda x: x + 1)(torch.zeros(2))
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception:  # whatever the tool chain raises: the references are as right
         return False
     return True
 
 
-def _register(op: Op[..., Any], *, dynamic: bool | None) -> None:
+def _register(op: Op[..., Any], name: str, *, on_gpu: bool, dynamic: bool | None) -> None:
     compiled = torch.compile(op.reference, dynamic=dynamic)
-    op.kernel("inductor", when=lambda x, *_: not x.is_cuda and x.numel() >= MIN_ELEMENTS)(compiled)
+    op.kernel(name, when=lambda x, *_: x.is_cuda == on_gpu and x.numel() >= MIN_ELEMENTS)(compiled)

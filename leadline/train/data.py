@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +45,28 @@ class DataSource(Protocol):
     """Where a trainer gets its passes from; `index` counts micro-batches from the start of training."""
 
     def batch(self, index: int) -> Batch: ...
+
+
+class Feed:
+    """The passes of each step. With `ahead` the next step's are made while this one runs: a GPU does not wait for them,
+    and what they hold depends on the step alone."""
+
+    def __init__(self, data: DataSource, passes: int, *, ahead: bool) -> None:
+        self.data, self.passes = data, passes
+        self._maker = ThreadPoolExecutor(1, "batches") if ahead else None
+        self._next: tuple[int, Future[list[Batch]]] | None = None
+
+    def take(self, step: int) -> list[Batch]:
+        """The passes of step 0, 1, ..."""
+        if self._maker is None:
+            return self._make(step)
+        known, self._next = self._next, None
+        batches = known[1].result() if known is not None and known[0] == step else self._make(step)
+        self._next = (step + 1, self._maker.submit(self._make, step + 1))
+        return batches
+
+    def _make(self, step: int) -> list[Batch]:
+        return [self.data.batch(step * self.passes + i) for i in range(self.passes)]
 
 
 def make_batch(rows: list[list[Fragment]]) -> Batch:

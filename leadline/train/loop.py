@@ -30,9 +30,11 @@ from leadline.model.batch import ForwardBatch
 from leadline.model.moe import Routing
 from leadline.model.transformer import DeepseekV2
 from leadline.ops import inductor
+from leadline.ops.experts import occurrences
+from leadline.ops.transfer import to_device
 from leadline.train import checkpoints
 from leadline.train.config import TrainConfig
-from leadline.train.data import Batch, DataSource
+from leadline.train.data import Batch, DataSource, Feed
 from leadline.train.loss import cross_entropy
 from leadline.train.metrics import Metrics, warn
 from leadline.train.optim import MasterAdamW, learning_rate
@@ -54,8 +56,8 @@ def prepare(config: TrainConfig) -> None:
     _check_places(config)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
-    if config.compile and config.device == "cpu" and not inductor.enable():
-        warn("no C++ compiler works here: training goes on without compiled ops, more slowly")
+    if config.compile and not inductor.enable(config.device):
+        warn("no compiler works here: training goes on without compiled ops, more slowly")
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         trim_threshold, mmap_threshold = -1, -3
@@ -91,6 +93,7 @@ class Trainer:
         self.model = cast(model, getattr(torch, config.dtype)).to(config.device).train()
         self.optimizer = MasterAdamW(self.model, config.optimizer)
         self.metrics = Metrics(config)
+        self.feed = Feed(data, config.batch_tokens // config.micro_batch_tokens, ahead=config.device != "cpu")
         self.step = self.tokens = 0
         self.stopping = False
         self._warn_of_zero_factors()
@@ -138,31 +141,35 @@ class Trainer:
             self.save()
 
     def train_step(self) -> None:
-        """One optimiser step over batch_tokens / micro_batch_tokens passes."""
+        """One optimiser step over batch_tokens / micro_batch_tokens passes.
+
+        The host reads the device once, when everything up to the gradient's norm is under way.
+        """
         started = time.perf_counter()
-        passes = self.config.batch_tokens // self.config.micro_batch_tokens
         lr = learning_rate(self.config.optimizer, self.step, self.config.steps)
-        batches = [self.data.batch(self.step * passes + i) for i in range(passes)]
+        batches = self.feed.take(self.step)
         losses, balances, routings = self.accumulate(batches)
-        norm = self.optimizer.gradient_norm()
-        self._watch(batches, sum(losses), float(norm))
-        self.optimizer.step(lr, norm)
+        gradient_norm = self.optimizer.gradient_norm()
+        loads_LE = [load(layer) for layer in zip(*routings, strict=True)]
+        loss, balance, norm = torch.stack([sum_of(losses), sum_of(balances), gradient_norm]).tolist()
+        self._watch(batches, loss, norm)
+        self.optimizer.step(lr, gradient_norm)
         self.step += 1
         tokens = sum(len(batch.tokens_T) for batch in batches)
         self.tokens += tokens
         self.metrics.stepped(
             step=self.step,
             tokens=self.tokens,
-            loss=sum(losses),
-            balance=sum(balances),
+            loss=loss,
+            balance=balance,
             lr=lr,
-            grad_norm=float(norm),
+            grad_norm=norm,
             seconds=time.perf_counter() - started,
             step_tokens=tokens,
-            loads=[load(layer) for layer in zip(*routings, strict=True)],
+            loads=torch.stack(loads_LE).tolist() if loads_LE else [],
         )
 
-    def accumulate(self, batches: list[Batch]) -> tuple[list[float], list[float], list[tuple[Routing, ...]]]:
+    def accumulate(self, batches: list[Batch]) -> tuple[list[Tensor], list[Tensor], list[tuple[Routing, ...]]]:
         """Forward and backward of each pass: its share of the step's loss, of its balance loss, and its routings.
 
         A pass counts by its trained tokens, and for balance by its sequences, so that the gradient is the one of all
@@ -175,8 +182,8 @@ class Trainer:
             loss, balance, routing = self.losses(batch)
             loss, balance = loss * (weight / max(sum(weights), 1e-9)), balance * (count / sum(rows))
             (loss + balance).backward()
-            losses.append(loss.item())
-            balances.append(balance.item())
+            losses.append(loss.detach())
+            balances.append(balance.detach())
             routings.append(routing)
         return losses, balances, routings
 
@@ -190,9 +197,11 @@ class Trainer:
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Routing, ...]]:
         device = self.config.device
         lengths = [b - a for a, b in itertools.pairwise(batch.documents)]
-        hidden_TD, routings = self.model.hidden(batch.tokens_T.to(device), ForwardBatch.packed(lengths, device=device))
-        head_VD = self.model.lm_head.weight
-        return cross_entropy(hidden_TD, head_VD, batch.targets_T.to(device), batch.weights_T.to(device)), routings
+        tokens_T, targets_T, weights_T = (
+            to_device(x, device) for x in (batch.tokens_T, batch.targets_T, batch.weights_T)
+        )
+        hidden_TD, routings = self.model.hidden(tokens_T, ForwardBatch.packed(lengths, device=device))
+        return cross_entropy(hidden_TD, self.model.lm_head.weight, targets_T, weights_T), routings
 
     def _watch(self, batches: list[Batch], loss: float, norm: float) -> None:
         """Stop at the first number that is not one and name where it is, before the optimiser sees it."""
@@ -241,12 +250,15 @@ class Trainer:
         self.step, self.tokens = state.step, state.tokens
 
 
-def load(passes: Sequence[Routing]) -> list[float]:
-    """One layer's experts over a step's passes: each one's share of the pairs times their number, 1 when even."""
+def load(passes: Sequence[Routing]) -> Tensor:
+    """(E,): one layer's experts over a step's passes, each one's share of the pairs times their number, 1 when even."""
     experts = passes[0].scores_TE.shape[1]
-    counts = sum(torch.bincount(routing.expert_ids_TK.flatten(), minlength=experts)[:experts] for routing in passes)
-    assert isinstance(counts, Tensor)
-    return (counts * experts / max(1, int(counts.sum()))).tolist()
+    counts_E = sum_of([occurrences(routing.expert_ids_TK.flatten(), experts + 1)[:experts] for routing in passes])
+    return counts_E * experts / counts_E.sum().clamp(min=1)
+
+
+def sum_of(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors).sum(0)
 
 
 STDERR = 2

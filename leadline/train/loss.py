@@ -16,6 +16,13 @@ from leadline.ops.norm import accumulate_dtype
 CHUNK = 1024
 """Tokens a chunk: its float32 logits should fit in the last-level cache at a small vocabulary."""
 
+GPU_CHUNK_ELEMENTS = 1 << 28
+"""Logits a chunk on a GPU, where a launch must be worth its while: 1 GiB in float32."""
+
+
+def chunk_rows(hidden_TD: Tensor, vocabulary: int) -> int:
+    return max(CHUNK, GPU_CHUNK_ELEMENTS // vocabulary) if hidden_TD.is_cuda else CHUNK
+
 
 @op
 def softmax_nll(logits_TV: Tensor, targets_T: Tensor, scale_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,8 +45,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_grad_TD = torch.empty_like(hidden_TD)
         weight_grad_VD = torch.zeros(weight_VD.shape, dtype=wide, device=weight_VD.device)
         loss = torch.zeros((), dtype=wide, device=hidden_TD.device)
-        for start in range(0, len(targets_T), CHUNK):
-            rows = slice(start, start + CHUNK)
+        chunk = chunk_rows(hidden_TD, weight_VD.shape[0])
+        for start in range(0, len(targets_T), chunk):
+            rows = slice(start, start + chunk)
             part, grad_cV = softmax_nll(hidden_TD[rows] @ weight_VD.T, targets_T[rows], scale_T[rows])
             loss += part
             torch.mm(grad_cV, weight_VD, out=hidden_grad_TD[rows])

@@ -55,7 +55,7 @@ def test_a_compiler_that_does_not_work_is_none(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_enabling_twice_registers_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inductor, "_compiles", lambda: True)
+    monkeypatch.setattr(inductor, "_compiles", lambda device: True)
     assert inductor.enable()
     assert inductor.enable()
     for each in COMPILED:
@@ -63,7 +63,7 @@ def test_enabling_twice_registers_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_compiled_norm_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inductor, "_compiles", lambda: True)
+    monkeypatch.setattr(inductor, "_compiles", lambda device: True)
     inductor.enable()
     results = []
     for kernel in ("reference", "inductor"):

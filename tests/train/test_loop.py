@@ -274,8 +274,8 @@ def test_the_load_counts_all_passes_and_no_dropped_pair() -> None:
     def routing(*ids: int) -> Routing:
         return Routing(torch.tensor([ids]), torch.ones(1, len(ids)), torch.ones(1, 4) / 4)
 
-    assert load([routing(0, 1), routing(2, 3)]) == [1.0, 1.0, 1.0, 1.0]
-    assert load([routing(0, 0), routing(0, 4)]) == [4.0, 0.0, 0.0, 0.0]
+    assert load([routing(0, 1), routing(2, 3)]).tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert load([routing(0, 0), routing(0, 4)]).tolist() == [4.0, 0.0, 0.0, 0.0]
 
 
 def test_every_coefficient_is_in_the_log(config: TrainConfig) -> None:
