@@ -32,7 +32,7 @@ rewritten as questions and answers, and turned into token ids. None of the autho
 | Tatoeba, tatoeba.org, by way of github.com/13luoyu/Transformer-machine-translation, commit aa43963 | English sentences; contributors below | CC BY 2.0 FR |
 | Dolly and HH-RLHF sample, github.com/mosaicml/llm-foundry, commit 8c8dd48 (Databricks; Anthropic; MosaicML) | 134 short instructions and answers, for fine-tuning | CC BY-SA 3.0 (data), Apache-2.0 (carrier) |
 | LLaMA-Factory, data/identity.json, github.com/hiyouga/LLaMA-Factory, commit ff6d4d1 | the English identity examples, filled in, for fine-tuning | Apache-2.0 |
-| leadline, recipes/embedded | conversations, tables of facts and a story grammar of the project's own | MIT |
+| leadline, recipes/embedded | conversations, sums, tables of facts and a story grammar of the project's own | MIT |
 """
 
 

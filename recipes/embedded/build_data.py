@@ -3,7 +3,7 @@
     python recipes/embedded/build_data.py documents RAW OUT     OUT/documents/<source>.jsonl, for corpus.toml
     python recipes/embedded/build_data.py chats RAW OUT         OUT/sft/train.jsonl and valid.jsonl, for sft.toml
     python recipes/embedded/build_data.py tokenizer RAW OUT     OUT/tokenizer, trained on both
-    python recipes/embedded/build_data.py check RAW OUT         fails when a test prompt, or eight words of one, is in OUT
+    python recipes/embedded/build_data.py check RAW OUT         fails when OUT holds a test prompt, eight words of one, or a held-out sum
 
 RAW is the folder with the raw sources (leadline/embedded/ATTRIBUTION.md). The same input gives the same bytes.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import chats
 import sources
+import sums
 from sources import Document
 
 from leadline.tokenizer import train_bpe
@@ -58,6 +59,7 @@ def document_sources(raw: Path, words: Counter[str]) -> dict[str, Iterable[Docum
         "opentriviaqa": sources.trivia_documents(raw / "opentriviaqa"),
         "factbook": sources.factbook_documents(raw / "factbook"),
         "tatoeba": sources.sentence_documents(raw / "tatoeba_cmn_eng", words),
+        "sums": sums.documents(),
     }
 
 
@@ -83,7 +85,7 @@ def repeats_itself(answer: str) -> bool:
 
 
 class Tested:
-    """The fixed test prompts: no document may hold one of them or eight words of one in a row."""
+    """The fixed test prompts: no document may hold one of them or eight words of one in a row, nor a held-out sum."""
 
     def __init__(self) -> None:
         prompts = [normalised(line) for path in PROMPTS for line in path.read_text(encoding="utf-8").split("\n")
@@ -92,7 +94,7 @@ class Tested:
         self.grams = {tuple(prompt[at : at + 8]) for prompt in prompts for at in range(len(prompt) - 7)}
 
     def touches(self, texts: list[str]) -> bool:
-        return any(self._touches(normalised(text)) for text in texts)
+        return any(self._touches(normalised(text)) or sums.tells_held_out(text) for text in texts)
 
     def _touches(self, words: list[str]) -> bool:
         long_run = any(tuple(words[at : at + 8]) in self.grams for at in range(len(words) - 7))

@@ -192,6 +192,7 @@ MADE: dict[str, Callable[[Path], None]] = {
     "needle": needle,
     "bits_per_byte": bits_per_byte,
     "arithmetic": nothing,
+    "sums": nothing,
     "instructions": nothing,
 }
 

@@ -23,6 +23,7 @@ NAMES = (
     "needle",
     "bits_per_byte",
     "arithmetic",
+    "sums",
     "instructions",
 )
 
