@@ -54,7 +54,7 @@ def _server(url: str, api_key: str | None, model: ModelOptions) -> ChatBackend:
 
 
 def _engine(model: ModelOptions) -> ChatBackend:
-    loaded = model.load()
+    loaded = model.load(single_owner=True)
     from leadline.client.backends import EngineBackend
     from leadline.engine.aio import AsyncEngine
 

@@ -193,7 +193,7 @@ def _standard_input() -> str:
 def _with_model(
     model: ModelOptions, width: int, work: Callable[[Running], Coroutine[Any, Any, int | None]]
 ) -> int | None:
-    loaded = model.load(max_num_seqs=width)
+    loaded = model.load(max_num_seqs=width, single_owner=True)
     from leadline.engine.aio import AsyncEngine
 
     async def run() -> int | None:

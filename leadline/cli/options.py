@@ -26,6 +26,10 @@ class ModelOptions:
         device: auto, cpu, cuda or cuda:N.
         max_model_len: Tokens of context; by default what fits, at most what the model was released with.
         max_memory: What weights, cache and activations may take together, as 8GiB or 500MB; what is free by default.
+        disk_cache: Keep computed pages of context on the disk, so that a context resent after a restart starts at once.
+            auto is on where one person owns everything that is said: chat, generate, and serve without accounts.
+        disk_cache_size: What these pages may take, as 8GiB or 500MB.
+        disk_cache_days: Pages that were not used for so long are removed.
     """
 
     model: str | None = None
@@ -33,12 +37,20 @@ class ModelOptions:
     device: str = "auto"
     max_model_len: int | None = None
     max_memory: str | None = None
+    disk_cache: Literal["auto", "on", "off"] = "auto"
+    disk_cache_size: str = "4GiB"
+    disk_cache_days: float = 30.0
 
-    def load(self, *, max_num_seqs: int = 1, name: str | None = None) -> LoadedEngine:
-        """Load the model and make its engine; imports torch. `name` is what the API calls it."""
+    def load(
+        self, *, max_num_seqs: int = 1, name: str | None = None, single_owner: bool = False, **more: Any
+    ) -> LoadedEngine:
+        """Load the model and make its engine; imports torch. `name` is what the API calls it, and `single_owner` says
+        that everything it is told is one person's. `more` goes to `load_engine` as it is."""
         from leadline.engine.load import load_engine
 
-        return load_engine(**dataclasses.asdict(self), max_num_seqs=max_num_seqs, name=name)
+        options = dataclasses.asdict(self)
+        options["disk_cache"] = single_owner if self.disk_cache == "auto" else self.disk_cache == "on"
+        return load_engine(**{**options, **more}, max_num_seqs=max_num_seqs, name=name)
 
 
 def default_params(loaded: LoadedEngine) -> SamplingParams:

@@ -62,7 +62,7 @@ def serve(
         address = url(sock, "https" if tls else "http")
         platform = _platform(accounts, store) if accounts.accounts else None
         key = _prepare(platform.settings, local=is_loopback(host)) if platform else None
-        loaded = model.load(max_num_seqs=max_num_seqs, name=served_model_name)
+        loaded = model.load(max_num_seqs=max_num_seqs, name=served_model_name, single_owner=not accounts.accounts)
         app = _app(loaded, _hosts(address, accounts, local=is_loopback(host)), platform)
         greeting = _greeting(loaded.engine.info, address, key)
         serve_app(app, sock, ready=lambda: print(greeting, flush=True), grace=grace, tls=tls)

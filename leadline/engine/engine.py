@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
+from leadline import __version__
 from leadline.engine.blocks import BlockManager
 from leadline.engine.checks import check_request
+from leadline.engine.disk import DiskCache
 from leadline.engine.runner import ModelRunner, Runner
 from leadline.engine.sampler import Choice, ConstraintProvider, Sampler
 from leadline.engine.scheduler import ScheduledBatch, Scheduler, SchedulerConfig
 from leadline.engine.sequence import Sequence, Vocabulary, make_sequences
+from leadline.engine.store import PageStore, namespace_of
 from leadline.engine.types import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
 from leadline.errors import ConfigError, InvalidRequest
 from leadline.model.cache import PAGE_SIZE, PagedCache
@@ -35,6 +39,7 @@ class EngineConfig:
     cache_tokens: int = 8192
     cache_dtype: str = "auto"  # auto: the model's
     prefix_cache: bool = True
+    weights: str = ""  # their fingerprint: pages on a disk outlive the process; "": the name stands for them
     scheduler: SchedulerConfig = SchedulerConfig()
 
 
@@ -61,8 +66,10 @@ class Engine:
         self.model_runner = ModelRunner(model, self.cache, self.sampler)
         self.runner: Runner = self.model_runner
         self.blocks = BlockManager(self.cache.pages, page_size=self.cache.page_size, prefix_cache=config.prefix_cache)
-        layout = f"{self.cache.storage.dtype}:{self.cache.row}"
-        self.scheduler = Scheduler(config.scheduler, self.blocks, model=config.name, cache_format=layout)
+        self.layout = cache_layout(model, self.cache)
+        names = config.weights or config.name
+        self.scheduler = Scheduler(config.scheduler, self.blocks, model=names, cache_format=self.layout)
+        self.disk: DiskCache | None = None
         self.info = make_info(model, self.cache, config, self.sampler.vocab_size)
         self.limit = min(self.info.context_length, self.info.cache_tokens)
         self._requests: dict[str, list[Sequence]] = {}
@@ -105,9 +112,22 @@ class Engine:
             self.cancel(request_id)
         self._ended.clear()
 
+    def keep_pages(self, root: Path, *, limit: int, ttl: float) -> DiskCache:
+        """Keep full pages in a folder too, from now on, and meet those that an earlier run kept there."""
+        if not self.config.weights:
+            raise ConfigError("pages are only kept on the disk for weights whose fingerprint is known")
+        about = {"model": self.config.name, "format": self.layout}
+        name = namespace_of(self.config.weights, self.layout)
+        store = PageStore(root, name, about=about, limit=limit, ttl=ttl)
+        self.disk = self.scheduler.disk = DiskCache(store, self.cache)
+        return self.disk
+
     def reset_prefix_cache(self) -> None:
-        """Forget cached prefixes: the weights have changed."""
+        """Forget cached prefixes: the weights have changed, and are no longer those whose pages the disk has."""
         self.blocks.clear()
+        if self.disk is not None:
+            self.disk.close()
+        self.disk = self.scheduler.disk = None
 
     def knows(self, request_id: str) -> bool:
         """Whether the request has not ended."""
@@ -205,6 +225,12 @@ def make_cache(model: DeepseekV2, config: EngineConfig) -> PagedCache:
         raise ConfigError(f"cache_dtype {config.cache_dtype!r} is not one of {', '.join(dtypes)}", param="cache_dtype")
     pages = max(-(-config.cache_tokens // PAGE_SIZE), 1)
     return PagedCache(model.config, pages, dtype=dtypes[config.cache_dtype], device=model.device)
+
+
+def cache_layout(model: DeepseekV2, cache: PagedCache) -> str:
+    """What a page's bytes depend on besides the weights: how they are stored, and what computed them."""
+    maker = f"leadline {__version__}, torch {torch.__version__}, {model.dtype} on {model.device.type}"
+    return f"{cache.storage.dtype}:{cache.row} by {maker}"
 
 
 def make_info(model: DeepseekV2, cache: PagedCache, config: EngineConfig, vocab_size: int) -> EngineInfo:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from leadline.checkpoint.fingerprint import fingerprint
 from leadline.checkpoint.generation import GenerationConfig
 from leadline.checkpoint.load import load_model
+from leadline.checkpoint.machine import parse_bytes
 from leadline.checkpoint.plan import Plan
 from leadline.engine.engine import Engine, EngineConfig
 from leadline.engine.scheduler import SchedulerConfig
+from leadline.engine.store import LIMIT_BYTES, TTL_SECONDS, default_root
+from leadline.errors import ConfigError
 from leadline.tokenizer import Tokenizer
+
+DAY = 24 * 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +44,19 @@ def load_engine(
     enable_prefix_caching: bool = True,
     name: str | None = None,
     progress: bool | None = None,
+    disk_cache: bool = False,
+    disk_cache_size: str | int = LIMIT_BYTES,
+    disk_cache_days: float = TTL_SECONDS / DAY,
+    disk_cache_folder: Path | None = None,
 ) -> LoadedEngine:
-    """Load `model` (None: the embedded one) and give it the cache that its plan says. Names are vLLM's."""
+    """Load `model` (None: the embedded one) and give it the cache that its plan says. Names are vLLM's.
+
+    With `disk_cache` full pages of prompts and answers are kept in a folder, so that what was computed by an earlier
+    process need not be computed again: at most `disk_cache_size`, none unused for `disk_cache_days`.
+    """
+    disk_cache_size = parse_bytes(disk_cache_size)
+    if disk_cache_days <= 0:
+        raise ConfigError(f"disk_cache_days must be positive, not {disk_cache_days}")
     scheduler = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_waiting)
     loaded = load_model(
         model,
@@ -58,8 +75,11 @@ def load_engine(
         cache_tokens=loaded.plan.cache_tokens,
         cache_dtype=loaded.plan.cache_dtype,
         prefix_cache=enable_prefix_caching,
+        weights=fingerprint(loaded.folder),
         scheduler=scheduler,
     )
     engine = Engine(loaded.model, loaded.tokenizer, config, eos_ids=loaded.generation.eos_token_ids)
+    if disk_cache and enable_prefix_caching:
+        engine.keep_pages(disk_cache_folder or default_root(), limit=disk_cache_size, ttl=disk_cache_days * DAY)
     engine.warm_up()
     return LoadedEngine(engine, loaded.tokenizer, loaded.generation, loaded.folder, loaded.plan)

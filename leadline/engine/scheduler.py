@@ -15,6 +15,7 @@ import bisect
 import dataclasses
 import time
 from collections.abc import Iterable
+from typing import Protocol
 
 from leadline.engine.blocks import BlockManager, extend_keys, root_key
 from leadline.engine.sequence import Sequence, Status
@@ -37,6 +38,16 @@ class SchedulerConfig:
                 f"max_num_batched_tokens {self.max_num_batched_tokens} is less than max_num_seqs {self.max_num_seqs}: "
                 f"every running sequence needs a token a pass"
             )
+
+
+class SecondFloor(Protocol):
+    """Where full pages are kept beside memory: the disk."""
+
+    def load(self, key: bytes, page: int) -> bool: ...
+
+    def save(self, key: bytes, page: int) -> None: ...
+
+    def forget(self, keys: Iterable[bytes]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,6 +91,7 @@ class Scheduler:
         self.config = config
         self.blocks = blocks
         self.model, self.cache_format = model, cache_format
+        self.disk: SecondFloor | None = None
         self.running: list[Sequence] = []  # sorted by rank
         self.waiting: list[Sequence] = []  # sorted by rank
         self.preemptions = 0
@@ -102,6 +114,8 @@ class Scheduler:
         sequence.status = Status.FINISHED
         if sequence.error is not None:
             self.blocks.forget(sequence.pages)
+            if self.disk is not None:
+                self.disk.forget(sequence.page_keys[: sequence.published])
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._free(sequence)
 
@@ -190,6 +204,7 @@ class Scheduler:
         if not self.blocks.grow(sequence.pages, len(sequence.ids)):
             self._free(sequence)
             return None
+        self._restore(sequence)
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=_rank)
         sequence.status = Status.RUNNING
@@ -210,6 +225,18 @@ class Scheduler:
         sequence.published = len(sequence.pages)
         sequence.computed = sequence.published * self.blocks.page_size
 
+    def _restore(self, sequence: Sequence) -> None:
+        """Read from the disk what follows the prefix that memory knows, until a page is not there."""
+        if self.disk is None or not self.blocks.prefix_cache:
+            return
+        for place in range(sequence.published, sequence.reusable_tokens // self.blocks.page_size):
+            page, key = sequence.pages[place], sequence.page_keys[place]
+            if not self.disk.load(key, page):
+                break
+            self.blocks.publish(page, key)
+            sequence.published += 1
+        sequence.computed = sequence.published * self.blocks.page_size
+
     def _publish(self, sequence: Sequence) -> None:
         full = sequence.computed // self.blocks.page_size
         if full == sequence.published or not self.blocks.prefix_cache:
@@ -217,6 +244,8 @@ class Scheduler:
         self._extend_keys(sequence, full)
         for page in range(sequence.published, full):
             self.blocks.publish(sequence.pages[page], sequence.page_keys[page])
+            if self.disk is not None:
+                self.disk.save(sequence.page_keys[page], sequence.pages[page])
         sequence.published = full
 
     def _extend_keys(self, sequence: Sequence, pages: int) -> None:

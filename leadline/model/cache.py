@@ -56,6 +56,20 @@ class PagedCache:
             column += part.shape[1]
         assert column == self.row
 
+    def read_page(self, page: int) -> memoryview:
+        """A copy of one page's rows of every layer."""
+        rows = self.storage[:, page * self.page_size : (page + 1) * self.page_size].cpu()
+        return rows.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy().data
+
+    def write_page(self, page: int, data: memoryview) -> bool:
+        """Give a page what `read_page` gave; False and no change when it is of another size."""
+        rows = self.storage[:, page * self.page_size : (page + 1) * self.page_size]
+        if len(data) != rows.nbytes:
+            return False
+        values = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(rows.dtype)
+        rows.copy_(values.view(rows.shape))
+        return True
+
     def layer(self, layer: int) -> Tensor:
         """(pages, page_size, row) of one layer, a view."""
         return self.storage[layer].view(self.pages, self.page_size, self.row)
