@@ -259,8 +259,12 @@ def grouped_ffn_on_gpu(x_ND: Tensor, counts_E: Tensor, gate_up_EFD: Tensor, down
     anything: they are cut off at both ends, which cuts off their gradients too."""
     ends_E = counts_E.cumsum(0).to(torch.int32)
     kept_N1 = (torch.arange(x_ND.shape[0], device=x_ND.device) < ends_E[-1])[:, None]
-    hidden_NF2 = grouped_mm(x_ND.where(kept_N1, 0), gate_up_EFD.transpose(1, 2), offs=ends_E)
-    return grouped_mm(swiglu(hidden_NF2), down_EDF.transpose(1, 2), offs=ends_E).where(kept_N1, 0)
+    return _two_grouped_mm(x_ND.where(kept_N1, 0), ends_E, gate_up_EFD, down_EDF).where(kept_N1, 0)
+
+
+def _two_grouped_mm(x_ND: Tensor, ends_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+    hidden_NF2 = grouped_mm(x_ND, gate_up_EFD.transpose(1, 2), offs=ends_E)
+    return grouped_mm(swiglu(hidden_NF2), down_EDF.transpose(1, 2), offs=ends_E)
 
 
 @op
@@ -269,6 +273,21 @@ def routed_experts(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, gate_up_EFD: 
     order = sort_by_expert(ids_TK, gate_up_EFD.shape[0])
     y_ND = grouped_ffn(permute(x_TD, order), order.counts_E, gate_up_EFD, down_EDF)
     return combine(y_ND, gates_TK, order)
+
+
+def _routes_to_grouped_mm(x: Tensor, ids: Tensor, gates: Tensor, gate_up: Tensor, down: Tensor) -> bool:
+    return _fits_grouped_mm(x, ids, gate_up, down)
+
+
+@routed_experts.kernel("grouped_mm", when=_routes_to_grouped_mm)
+def _routed_on_gpu(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+    """Dropped pairs go through the last expert with a gate of zero: no row has to be hidden from the products, which
+    costs four passes over all of them."""
+    experts = gate_up_EFD.shape[0]
+    order = sort_by_expert(ids_TK.clamp(max=experts - 1), experts)
+    ends_E = order.counts_E.cumsum(0).to(torch.int32)
+    y_ND = _two_grouped_mm(permute(x_TD, order), ends_E, gate_up_EFD, down_EDF)
+    return combine(y_ND, gates_TK.where(ids_TK < experts, 0), order)
 
 
 def _one_token(x: Tensor, ids: Tensor, gates: Tensor, gate_up: Tensor, down: Tensor) -> bool:

@@ -34,8 +34,7 @@ def enable(device: str = "cpu") -> bool:
     fixed: tuple[Op[..., Any], ...] = (*FIXED, *(OPS[name] for name in OF_THE_TRAINER if name in OPS))
     ragged = () if on_gpu else RAGGED
     for op in (*fixed, *ragged):
-        if not (on_gpu and op is rms_norm):  # PyTorch's own is one launch there
-            _register(op, name, on_gpu=on_gpu, dynamic=True if op in ragged else None)
+        _register(op, name, on_gpu=on_gpu, dynamic=True if op in ragged else None)
     return True
 
 

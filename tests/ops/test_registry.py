@@ -28,7 +28,8 @@ from tests.ops.compare import TOLERANCE, difference
 for module in pkgutil.iter_modules(leadline.ops.__path__):
     importlib.import_module(f"leadline.ops.{module.name}")
 
-GPU_ONLY = {("grouped_ffn", "grouped_mm"), ("expanded_attention", "flash"), ("rms_norm", "fused")}
+GPU_ONLY = {("grouped_ffn", "grouped_mm"), ("routed_experts", "grouped_mm"), ("expanded_attention", "flash")}
+GPU_ONLY |= {("rms_norm", "fused")}
 """Kernels that no CPU tensor reaches; the tests for a GPU reach them all."""
 
 Run = tuple[Op[..., Any], str, Case, torch.dtype, bool]
@@ -133,7 +134,10 @@ def on_gpu(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.cuda() if isinstance(a, Tensor) else a for a in arguments)
 
 
-GPU_TYPES = (torch.float32, torch.bfloat16)
+GPU_TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: TOLERANCE[torch.bfloat16]}
+"""In float32 a softmax over one key gives gradients of 2e-6 there where zero is right."""
+
+GPU_TYPES = tuple(GPU_TOLERANCE)
 GPU_RUNS = [
     pytest.param(
         each, case, dtype, training, id=f"{each.name}-{case.name}-{str(dtype)[6:]}-{training}".replace(" ", "_")
@@ -153,7 +157,8 @@ def test_what_a_gpu_runs_is_the_reference(each: Op[..., Any], case: Case, dtype:
     by = case.gradients if training else ()
     actual = evaluate(each, on_gpu(case.make(dtype)), by)
     expected = evaluate(each.reference, to_float64(case.make(dtype)), by)
-    found = [difference(a.cpu(), e, TOLERANCE[dtype]) for a, e in zip(actual, expected, strict=True)]
+    tolerance = GPU_TOLERANCE[dtype]
+    found = [difference(a.cpu(), e, tolerance) for a, e in zip(actual, expected, strict=True)]
     assert found == [None] * len(found)
 
 
