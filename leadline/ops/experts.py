@@ -280,7 +280,9 @@ def _routes_to_grouped_mm(x: Tensor, ids: Tensor, gates: Tensor, gate_up: Tensor
 
 
 @routed_experts.kernel("grouped_mm", when=_routes_to_grouped_mm)
-def _routed_on_gpu(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+def routed_experts_on_gpu(
+    x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
     """Dropped pairs go through the last expert with a gate of zero: no row has to be hidden from the products, which
     costs four passes over all of them."""
     experts = gate_up_EFD.shape[0]

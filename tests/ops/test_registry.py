@@ -19,7 +19,7 @@ import leadline.ops
 import leadline.train.loss
 from leadline.ops.attention import expanded_attention
 from leadline.ops.dispatch import OPS, Op
-from leadline.ops.experts import grouped_ffn, grouped_ffn_on_gpu
+from leadline.ops.experts import grouped_ffn, grouped_ffn_on_gpu, routed_experts, routed_experts_on_gpu
 from leadline.ops.norm import rms_norm
 from tests.ops.cases import CASES, Case
 from tests.ops.compare import TOLERANCE, difference
@@ -117,15 +117,25 @@ def test_a_broken_document_does_not_touch_its_neighbours(name: str, value: float
         assert torch.equal(broken[rows], healthy[rows])
 
 
-@pytest.mark.parametrize("case", CASES["grouped_ffn"], ids=lambda case: case.name)
+GROUPED_MM = ((grouped_ffn, grouped_ffn_on_gpu), (routed_experts, routed_experts_on_gpu))
+GROUPED_MM_CASES = [
+    pytest.param(each, function, case, id=f"{each.name}-{case.name}".replace(" ", "_"))
+    for each, function in GROUPED_MM
+    for case in CASES[each.name]
+]
+
+
+@pytest.mark.parametrize(("each", "function", "case"), GROUPED_MM_CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_gpus_grouped_ffn_on_a_cpu(case: Case, dtype: torch.dtype) -> None:
+def test_what_a_gpu_does_with_experts_on_a_cpu(
+    each: Op[..., Any], function: Callable[..., Any], case: Case, dtype: torch.dtype
+) -> None:
     """`grouped_mm` runs on both, so that its use is tested without a GPU."""
     arguments = case.make(dtype)
     if arguments[0].shape[0] == 0:
         return  # a pass without tokens never reaches the experts
-    actual = evaluate(grouped_ffn_on_gpu, arguments, case.gradients)
-    expected = evaluate(grouped_ffn.reference, to_float64(arguments), case.gradients)
+    actual = evaluate(function, arguments, case.gradients)
+    expected = evaluate(each.reference, to_float64(arguments), case.gradients)
     found = [difference(a, e, TOLERANCE[dtype]) for a, e in zip(actual, expected, strict=True)]
     assert found == [None] * len(found)
 
