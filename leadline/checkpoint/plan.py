@@ -14,13 +14,14 @@ from typing import Any
 
 from leadline.checkpoint.machine import Gpu, Machine, show_bytes
 from leadline.errors import ConfigError, ResourceError
-from leadline.model.config import DTYPE_BYTES, ModelConfig
+from leadline.model.config import DTYPE_BYTES, PACKED_CACHES, ModelConfig
 
 PAGE = 64  # tokens: contexts and caches are whole pages
 MIN_CONTEXT = 256  # less than this is no conversation: the model is said not to fit
 FREE_SHARE = 0.9  # of what is free, when no --max-memory says otherwise
 BATCHED_TOKENS = 1024  # of one pass, the engine's default
 
+CACHE_TYPES = ("float64", "float32", "bfloat16", "float16", *PACKED_CACHES)
 _PUBLISHED_POSITIONS = 163_840
 _LITE_CONTEXT, _V2_CONTEXT = 32_768, 131_072
 _LITE_HIDDEN = 2048
@@ -112,7 +113,7 @@ def make_plan(
     _check_options(config, context, concurrency)
     device = choose_device(config, machine, device, dtype)
     dtype = choose_dtype(config, device, dtype)
-    cache_dtype = dtype if cache_dtype == "auto" else cache_dtype
+    cache_dtype = choose_cache_dtype(config, dtype, cache_dtype)
     budget, reason = _budget(machine, device, max_memory)
     weights, row = config.parameters() * DTYPE_BYTES[dtype], config.cache_bytes_per_token(cache_dtype)
     fixed, per_token = activation_bytes(config, dtype, max_num_batched_tokens, max(concurrency, max_num_seqs))
@@ -186,6 +187,15 @@ def choose_dtype(config: ModelConfig, device: str, dtype: str = "auto") -> str:
     if dtype not in ("float64", "float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype {dtype!r} is not one of auto, float32, bfloat16, float16, float64")
     return dtype
+
+
+def choose_cache_dtype(config: ModelConfig, dtype: str, cache_dtype: str = "auto") -> str:
+    """`auto` is the weights' type; bf16 is bfloat16; int8 and 6bit pack the latents."""
+    cache_dtype = {"auto": dtype, "bf16": "bfloat16"}.get(cache_dtype, cache_dtype)
+    if cache_dtype not in CACHE_TYPES:
+        raise ConfigError(f"kv_cache_dtype {cache_dtype!r} is not one of auto, bf16, int8, 6bit, float32, float16")
+    config.cache_bytes_per_token(cache_dtype)  # says which models have no latents to pack
+    return cache_dtype
 
 
 def choose_device(config: ModelConfig, machine: Machine, device: str = "auto", dtype: str = "auto") -> str:

@@ -26,6 +26,8 @@ class ModelOptions:
         device: auto, cpu, cuda or cuda:N.
         max_model_len: Tokens of context; by default what fits, at most what the model was released with.
         max_memory: What weights, cache and activations may take together, as 8GiB or 500MB; what is free by default.
+        kv_cache_dtype: How the cache stores a token's latents: auto is the weights' type; int8 takes half of bf16, 6bit
+            two fifths.
         disk_cache: Keep computed pages of context on the disk, so that a context resent after a restart starts at once.
             auto is on where one person owns everything that is said: chat, generate, and serve without accounts.
         disk_cache_size: What these pages may take, as 8GiB or 500MB.
@@ -37,6 +39,7 @@ class ModelOptions:
     device: str = "auto"
     max_model_len: int | None = None
     max_memory: str | None = None
+    kv_cache_dtype: Literal["auto", "bf16", "int8", "6bit", "float32", "float16"] = "auto"
     disk_cache: Literal["auto", "on", "off"] = "auto"
     disk_cache_size: str = "4GiB"
     disk_cache_days: float = 30.0

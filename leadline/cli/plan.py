@@ -30,6 +30,7 @@ def plan(
     *,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
+    kv_cache_dtype: Literal["auto", "bf16", "int8", "6bit", "float32", "float16"] = "auto",
     max_memory: str | None = None,
     max_model_len: Annotated[int | None, Parameter(name=("--max-model-len", "--context"))] = None,
     concurrency: int = 1,
@@ -43,6 +44,7 @@ def plan(
             default.
         dtype: The weights' type; auto is the model's own, float32 for a small model on a CPU.
         device: auto, cpu, cuda or cuda:N.
+        kv_cache_dtype: How the cache stores a token's latents; auto is the weights' type.
         max_memory: What weights, cache and activations may take together, as 8GiB or 500MB; what is free by default.
         max_model_len: Tokens of context wanted; by default what fits, at most what the model was released with.
         concurrency: Sequences of that length at the same time.
@@ -58,6 +60,7 @@ def plan(
         reference=None if source is None else source.reference,
         device=device,
         dtype=dtype,
+        cache_dtype=kv_cache_dtype,
         context=max_model_len,
         concurrency=concurrency,
         max_memory=None if max_memory is None else parse_bytes(max_memory),

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from leadline import __version__
+from leadline.checkpoint.plan import choose_cache_dtype
 from leadline.engine.blocks import BlockManager
 from leadline.engine.checks import check_request
 from leadline.engine.disk import DiskCache
@@ -26,7 +27,7 @@ from leadline.engine.sequence import Sequence, Vocabulary, make_sequences
 from leadline.engine.store import PageStore, namespace_of
 from leadline.engine.types import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
 from leadline.errors import ConfigError, InvalidRequest
-from leadline.model.cache import PAGE_SIZE, PagedCache
+from leadline.model.cache import PAGE_SIZE, PagedCache, latent_format
 from leadline.model.transformer import DeepseekV2
 
 
@@ -37,7 +38,7 @@ class EngineConfig:
     name: str = "leadline"
     max_model_len: int | None = None
     cache_tokens: int = 8192
-    cache_dtype: str = "auto"  # auto: the model's
+    cache_dtype: str = "auto"  # auto: the model's; bf16, int8, 6bit
     prefix_cache: bool = True
     weights: str = ""  # their fingerprint: pages on a disk outlive the process; "": the name stands for them
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -220,17 +221,17 @@ class Engine:
 
 def make_cache(model: DeepseekV2, config: EngineConfig) -> PagedCache:
     """Whole pages for `cache_tokens`, on the model's device."""
-    dtypes = {"auto": model.dtype, "bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-    if config.cache_dtype not in dtypes:
-        raise ConfigError(f"cache_dtype {config.cache_dtype!r} is not one of {', '.join(dtypes)}", param="cache_dtype")
     pages = max(-(-config.cache_tokens // PAGE_SIZE), 1)
-    return PagedCache(model.config, pages, dtype=dtypes[config.cache_dtype], device=model.device)
+    kind = choose_cache_dtype(model.config, str(model.dtype).removeprefix("torch."), config.cache_dtype)
+    packed = latent_format(model.config, kind)
+    dtype = torch.uint8 if packed is not None else getattr(torch, kind)
+    return PagedCache(model.config, pages, dtype=dtype, format=packed, device=model.device)
 
 
 def cache_layout(model: DeepseekV2, cache: PagedCache) -> str:
     """What a page's bytes depend on besides the weights: how they are stored, and what computed them."""
     maker = f"leadline {__version__}, torch {torch.__version__}, {model.dtype} on {model.device.type}"
-    return f"{cache.storage.dtype}:{cache.row} by {maker}"
+    return f"{cache.layout} by {maker}"
 
 
 def make_info(model: DeepseekV2, cache: PagedCache, config: EngineConfig, vocab_size: int) -> EngineInfo:

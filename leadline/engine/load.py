@@ -40,7 +40,7 @@ def load_engine(
     max_num_seqs: int = 32,
     max_num_batched_tokens: int = 1024,
     max_waiting: int = 1024,
-    cache_dtype: str = "auto",
+    kv_cache_dtype: str = "auto",
     enable_prefix_caching: bool = True,
     name: str | None = None,
     progress: bool | None = None,
@@ -66,7 +66,7 @@ def load_engine(
         max_memory=max_memory,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        cache_dtype=cache_dtype,
+        cache_dtype=kv_cache_dtype,
         progress=progress,
     )
     config = EngineConfig(

@@ -64,7 +64,7 @@ class ModelRunner:
         forward = ForwardBatch.paged(self.cache, [0], [1], [[0]])
         with torch.inference_mode():
             self.model(torch.zeros(1, dtype=torch.int64, device=self.cache.device), forward)
-        self.cache.storage[:, 0].zero_()
+        self.cache.clear_page(0)
 
     # ---- the pass ----------------------------------------------------------------------------------------------
 

@@ -49,5 +49,5 @@ class GroupedQueryAttention(nn.Module):
         """Write this pass's keys and values, then attend to the pages."""
         assert batch.cache is not None and batch.slots is not None and batch.page_tables is not None
         batch.cache.write(self.layer, batch.slots, k_TGK.flatten(1), v_TGK.flatten(1))
-        rows = batch.cache.layer(self.layer)
+        rows = batch.cache.rows(self.layer)
         return paged_attention(q_THK, rows, batch.page_tables, batch.context_lens, batch.starts, self.scale)

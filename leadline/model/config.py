@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from leadline.errors import CheckpointError
+from leadline.errors import CheckpointError, ConfigError
 
 Architecture = Literal["deepseek_v2", "deepseek", "llama"]
 
+PACKED_CACHES = ("int8", "6bit")
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
 
 ARCHITECTURES = {
@@ -224,8 +225,16 @@ class ModelConfig:
         return 2 * self.num_key_value_heads * self.plain_head_dim
 
     def cache_bytes_per_token(self, dtype: str = "bfloat16") -> int:
-        """Bytes of cache a token over all layers: 69,120 for V2, 31,104 for V2-Lite in bf16."""
-        return self.cache_row * self.num_hidden_layers * DTYPE_BYTES[dtype]
+        """Bytes of cache a token over all layers: 69,120 for V2, 31,104 for V2-Lite in bf16. int8 and 6bit are the
+        packed formats of `leadline.ops.latent`, scales counted."""
+        if dtype not in PACKED_CACHES:
+            return self.cache_row * self.num_hidden_layers * DTYPE_BYTES[dtype]
+        if self.kv_lora_rank is None:
+            raise ConfigError(f"a cache in {dtype} holds latents, and this model has none", param="kv_cache_dtype")
+        latent = self.kv_lora_rank
+        scales = 2 * (latent // 64 if latent % 64 == 0 else 1) if dtype == "6bit" else 4
+        codes = (latent * 3 // 4 if dtype == "6bit" else latent) + self.qk_rope_head_dim
+        return (codes + scales + 4) * self.num_hidden_layers
 
     def is_moe_layer(self, layer: int) -> bool:
         return (

@@ -21,11 +21,15 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from leadline.ops.dispatch import op
+from leadline.ops.latent import PackedLatents
 from leadline.ops.norm import accumulate_dtype
 from leadline.ops.transfer import to_device
 
 SCORES_LIMIT = 1 << 24
 """Scores of one block of queries, in elements: bounds the scratch memory of a long prefill."""
+
+Rows = Tensor | PackedLatents
+"""Pages of one layer: rows as they are, or in fewer bits."""
 
 BLOCK_ROWS = 1024
 """Heads x queries of one block: its scores stay in the cache, and what lies in its future is not computed."""
@@ -215,7 +219,7 @@ def _expanded_documents(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, starts: Seq
 @op
 def absorbed_attention(
     q_THR: Tensor,
-    rows_PBR: Tensor,
+    rows_PBR: Rows,
     page_tables_SP: Tensor,
     context_lens: Sequence[int],
     starts: Sequence[int],
@@ -238,20 +242,25 @@ def absorbed_attention(
     return torch.cat(outputs) if outputs else q_THR.new_zeros(0, q_THR.shape[1], value_width)
 
 
-def gather_rows(rows_PBR: Tensor, pages_P: Tensor, length: int) -> Tensor:
+def gather_rows(rows_PBR: Rows, pages_P: Tensor, length: int) -> Tensor:
     """The first `length` rows of a sequence in order."""
     return gather_pages(rows_PBR, pages_P, length)[:length]
 
 
-def gather_pages(rows_PBR: Tensor, pages_P: Tensor, length: int) -> Tensor:
+def gather_pages(rows_PBR: Rows, pages_P: Tensor, length: int) -> Tensor:
     """The pages that hold the first `length` rows, laid end to end; a view where they happen to lie side by side."""
-    page_size = rows_PBR.shape[1]
-    needed = -(-length // page_size)
+    needed = -(-length // _page_size(rows_PBR))
+    if isinstance(rows_PBR, PackedLatents):
+        return rows_PBR.gather(pages_P[:needed])
     pages = pages_P[:needed].tolist()
     first = pages[0] if pages else 0
     if pages == list(range(first, first + needed)):
         return rows_PBR[first : first + needed].flatten(0, 1)
     return rows_PBR[pages_P[:needed]].flatten(0, 1)
+
+
+def _page_size(rows_PBR: Rows) -> int:
+    return rows_PBR.page_size if isinstance(rows_PBR, PackedLatents) else rows_PBR.shape[1]
 
 
 def _causal(scores_THL: Tensor, context: int) -> Tensor:
@@ -264,14 +273,15 @@ def _causal(scores_THL: Tensor, context: int) -> Tensor:
     return scores_THL.masked_fill((key_L > query_T[:, None])[:, None, :], float("-inf"))
 
 
-def _in_half(q: Tensor, rows: Tensor, *_: object) -> bool:
-    return q.dtype == rows.dtype and q.dtype in (torch.bfloat16, torch.float16, torch.float32)
+def _in_half(q: Tensor, rows: Rows, *_: object) -> bool:
+    packed = isinstance(rows, PackedLatents)
+    return (packed or q.dtype == rows.dtype) and q.dtype in (torch.bfloat16, torch.float16, torch.float32)
 
 
 @absorbed_attention.kernel("matmul", when=_in_half)
 def _absorbed_matmul(
     q_THR: Tensor,
-    rows_PBR: Tensor,
+    rows_PBR: Rows,
     page_tables_SP: Tensor,
     context_lens: Sequence[int],
     starts: Sequence[int],
@@ -283,10 +293,10 @@ def _absorbed_matmul(
     Over whole pages: a length of its own for every token would have oneDNN compile two kernels of its own for it, 1.6
     ms. The rows past the context get no weight; `PagedCache` keeps them finite.
     """
-    heads, page_size = q_THR.shape[1], rows_PBR.shape[1]
+    heads, page_size = q_THR.shape[1], _page_size(rows_PBR)
     out_THC = q_THR.new_empty(q_THR.shape[0], heads, value_width)
     for s, (start, end) in enumerate(itertools.pairwise(starts)):
-        rows_LR = gather_pages(rows_PBR, page_tables_SP[s], context_lens[s])
+        rows_LR = gather_pages(rows_PBR, page_tables_SP[s], context_lens[s]).to(q_THR.dtype)
         block = max(1, min(BLOCK_ROWS, SCORES_LIMIT // max(1, context_lens[s])) // heads)
         for a in range(start, end, block):
             b = min(a + block, end)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from leadline.ops.attention import absorbed_attention
+from leadline.ops.attention import Rows, absorbed_attention
 from leadline.ops.dispatch import op
 
 
@@ -21,7 +21,7 @@ def absorbed_mla(
     q_nope_THN: Tensor,
     q_pe_THR: Tensor,
     kv_b_HXC: Tensor,
-    rows: Tensor,
+    rows: Rows,
     page_tables_SP: Tensor,
     context_lens: Sequence[int],
     starts: Sequence[int],

@@ -24,6 +24,7 @@ from tests.engine.models import drain, generate, logprobs, make_engine, prompt, 
 PAGE = 64
 LIMIT, TTL = 1 << 30, 1000.0
 MODELS = ("lite", "v2")
+FORMATS = ("auto", "bf16", "int8", "6bit")
 
 
 def stored(tmp_path: Path, name: str = "lite", **options: Any) -> Engine:
@@ -72,14 +73,16 @@ def keys_of(engine: Engine, ids: tuple[int, ...]) -> list[bytes]:
     return keys
 
 
-def test_the_cache_in_memory_and_on_the_disk_agree_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cache_dtype", FORMATS)
+def test_the_cache_in_memory_and_on_the_disk_agree_to_the_bit(cache_dtype: str, tmp_path: Path) -> None:
     """The same passes over the same rows: warm from memory, warm from the disk."""
     ids = prompt(200)
-    warm = stored(tmp_path)
+    warm = stored(tmp_path, cache_dtype=cache_dtype)
     generate(warm, request("a", ids))
     from_memory = generate(warm, request("b", ids, logprobs=5))["b", 0]
     flush(warm)
-    from_disk = generate(stored(tmp_path), request("b", ids, logprobs=5))["b", 0]
+    again = stored(tmp_path, cache_dtype=cache_dtype)
+    from_disk = generate(again, request("b", ids, logprobs=5))["b", 0]
     assert logprobs(from_disk) == logprobs(from_memory)
     assert tokens(from_disk) == tokens(from_memory)
 

@@ -382,7 +382,7 @@ def test_the_engine_says_what_it_has() -> None:
     assert engine.info.context_length == 90
     assert engine.info.vocab_size == 258
     assert engine.info.cache_bytes_per_token == engine.cache.bytes_per_token == 24 * 3 * 4
-    with pytest.raises(ConfigError, match="cache_dtype"):
+    with pytest.raises(ConfigError, match="kv_cache_dtype"):
         make_cache(tiny_model("lite"), EngineConfig(cache_dtype="int3"))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from leadline.errors import ConfigError
 from leadline.model.batch import ForwardBatch
-from leadline.model.cache import PagedCache
-from leadline.model.config import V2, V2_LITE
-from tests.fixtures import TINY_LITE
+from leadline.model.cache import PagedCache, latent_format
+from leadline.model.config import V2, V2_LITE, ModelConfig
+from tests.fixtures import TINY_LITE, TINY_V2
 from tests.model.dense import TINY_GQA
 from tests.model.oracle import build, relative_error, sample_tokens
 
@@ -23,14 +24,67 @@ def test_bytes_are_the_allocations(dtype: torch.dtype, size: int) -> None:
         assert cache.bytes == 2 * 64 * elements * size
 
 
+@pytest.mark.parametrize(
+    ("config", "name", "wanted"),
+    [(V2, "int8", 584 * 60), (V2, "6bit", 468 * 60), (V2_LITE, "int8", 15_768), (V2_LITE, "6bit", 12_636)],
+)
+def test_packed_bytes_are_the_allocations(config: ModelConfig, name: str, wanted: int) -> None:
+    cache = PagedCache(config, 2, format=latent_format(config, name))
+    assert cache.bytes_per_token == wanted == config.cache_bytes_per_token(name)
+    assert cache.storage.untyped_storage().nbytes() == cache.bytes == 2 * 64 * wanted
+    bits = wanted / config.num_hidden_layers / 576 * 8
+    assert bits <= (6.5 if name == "6bit" else 8.2)
+
+
+@pytest.mark.parametrize("config", [TINY_LITE, TINY_V2])
+@pytest.mark.parametrize("name", ["int8", "6bit"])
+def test_tiny_models_are_packed_as_the_formula_says(config: ModelConfig, name: str) -> None:
+    cache = PagedCache(config, 1, format=latent_format(config, name))
+    assert cache.bytes_per_token == config.cache_bytes_per_token(name)
+
+
+def test_keys_and_values_of_heads_are_not_packed() -> None:
+    with pytest.raises(ConfigError, match="holds latents"):
+        latent_format(TINY_GQA, "int8")
+    with pytest.raises(ConfigError, match="holds latents"):
+        TINY_GQA.cache_bytes_per_token("6bit")
+
+
+@pytest.mark.parametrize(("name", "limit"), [("int8", 0.1), ("6bit", 0.4)])
+def test_packed_latents_change_the_logits_little(name: str, limit: float) -> None:
+    """Little by the measure of a random model, where a choice of experts flips on less than a rounding to bf16."""
+    model, tokens = build(TINY_LITE), sample_tokens(TINY_LITE, 90)
+    logits = []
+    for format in (None, latent_format(TINY_LITE, name)):
+        cache = PagedCache(TINY_LITE, 2, dtype=torch.float32, format=format)
+        with torch.no_grad():
+            logits.append(model(tokens, ForwardBatch.paged(cache, [0], [90], [[1, 0]])).logits)
+    assert 0 < relative_error(logits[1], logits[0]) < limit
+
+
+@pytest.mark.parametrize("name", [None, "int8", "6bit"])
+def test_a_page_comes_back_as_it_was(name: str | None) -> None:
+    format = latent_format(TINY_LITE, name) if name else None
+    cache = PagedCache(TINY_LITE, 3, dtype=torch.float32, format=format, page_size=4)
+    for layer in range(TINY_LITE.num_hidden_layers):
+        cache.write(layer, torch.arange(12), torch.randn(12, 24))
+    before, page = cache.storage.clone(), cache.read_page(1)
+    assert len(page) == cache.bytes // 3
+    cache.clear_page(1)
+    assert not torch.equal(cache.storage, before)
+    assert cache.write_page(1, page)
+    assert torch.equal(cache.storage, before)
+    assert not cache.write_page(1, page[:-1])
+
+
 def test_parts_lie_side_by_side_in_their_slots() -> None:
     cache = PagedCache(TINY_LITE, 2, dtype=torch.float32, page_size=4)
     latent, key = torch.arange(32.0).view(2, 16), torch.arange(100.0, 116.0).view(2, 8)
     cache.write(1, torch.tensor([6, 1]), latent, key)
-    assert torch.equal(cache.layer(1)[1, 2], torch.cat((latent[0], key[0])))
-    assert torch.equal(cache.layer(1)[0, 1], torch.cat((latent[1], key[1])))
+    assert torch.equal(cache.rows(1)[1, 2], torch.cat((latent[0], key[0])))
+    assert torch.equal(cache.rows(1)[0, 1], torch.cat((latent[1], key[1])))
     assert cache.storage.count_nonzero() == 2 * 24 - 1  # one of the numbers is 0
-    assert cache.layer(1).data_ptr() == cache.storage[1].data_ptr()
+    assert cache.rows(1).data_ptr() == cache.storage[1].data_ptr()
 
 
 def test_a_freed_page_that_held_nan_does_not_poison_its_next_owner() -> None:

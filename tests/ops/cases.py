@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leadline.ops.latent import LatentBits, LatentFormat, PackedLatents
 from leadline.ops.quant import quantise
 
 Make = Callable[[torch.dtype], tuple[Any, ...]]
@@ -161,6 +162,20 @@ def absorbed_attention_case(paged: Paged, heads: int = 3, latent: int = 8, rope:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         q = normal(paged.tokens, heads, latent + rope, dtype=dtype)
         return q, paged.rows(latent + rope, dtype), *paged.places(), latent, 0.3
+
+    return make
+
+
+def packed_attention_case(paged: Paged, name: LatentBits, heads: int = 3, latent: int = 8, rope: int = 4) -> Make:
+    """The same over packed latents; what no sequence owns holds other bytes."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        plain = paged.rows(latent + rope, torch.float32)
+        format = LatentFormat(name, latent, rope)
+        pages = torch.full((plain.shape[0], paged.page_size * format.row_bytes), 0x5A, dtype=torch.uint8)
+        packed = PackedLatents(pages, paged.page_size, format)
+        packed.write(torch.arange(plain.shape[0] * paged.page_size), plain.flatten(0, 1))
+        return normal(paged.tokens, heads, latent + rope, dtype=dtype), packed, *paged.places(), latent, 0.3
 
     return make
 
@@ -340,6 +355,7 @@ def draw_case(uniform: float) -> Make:
     return lambda dtype: (normal(50, dtype=torch.float64).softmax(-1).to(dtype), uniform)
 
 
+LATENT_BITS: tuple[LatentBits, ...] = ("int8", "6bit")
 NONE = torch.zeros(0, dtype=torch.long)
 ONLY_FLOAT32 = (torch.float32,)
 
@@ -358,7 +374,14 @@ CASES: dict[str, list[Case]] = {
     "expanded_attention": EXPANDED,
     "causal_softmax": CAUSAL,
     "causal_softmax_backward": [Case("weights", causal_backward)],
-    "absorbed_attention": over_pages(absorbed_attention_case, (0,)),
+    "absorbed_attention": [
+        *over_pages(absorbed_attention_case, (0,)),
+        *(
+            Case(f"{name}, {each}", packed_attention_case(PAGED[each], name), (0,))
+            for name in LATENT_BITS
+            for each in ("decode of one", "ragged company")
+        ),
+    ],
     "absorbed_mla": over_pages(absorbed_mla_case, (0, 1, 2)),
     "expand_values": [
         Case("one token", expand_values_case(1), (0, 1)),
