@@ -95,7 +95,7 @@ def leadline_step(threads: int, out: Path) -> Callable[[], None]:
     model = DeepseekV2(SHAPE)
     model.initialise(torch.Generator().manual_seed(0))
     trainer = Trainer(config, model, RandomRows(), HeldOut([]))
-    trainer.metrics.stepped = lambda **values: None  # type: ignore[method-assign]
+    trainer.metrics.stepped = lambda *told, **values: None  # type: ignore[method-assign]
     return trainer.train_step
 
 

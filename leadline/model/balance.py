@@ -56,19 +56,27 @@ def devices_reached(expert_ids_TK: Tensor, ids_T: Tensor, sequences: int, expert
     return mean_affinity(sent_TG, ids_T, sequences)
 
 
-def balance_loss(
+def balance_losses(
     routing: Routing, ids_T: Tensor, sequences: int, config: ModelConfig, balance: BalanceConfig
 ) -> Tensor:
-    """One layer's a1 L_ExpBal + a2 L_DevBal + a3 L_CommBal (eq. 23, 26, 29), a scalar."""
+    """(3,): one layer's a1 L_ExpBal, a2 L_DevBal and a3 L_CommBal (eq. 23, 26, 29). A loss whose factor is 0 is not
+    computed."""
     experts, groups = routing.scores_TE.shape[1], config.n_group
     p_SE = mean_affinity(routing.scores_TE, ids_T, sequences)
     f_SE = expert_load(routing.expert_ids_TK, ids_T, sequences, experts)
-    loss = balance.expert * (f_SE * p_SE).sum(-1).mean()
-    if balance.device or balance.communication:
-        p_SG = p_SE.unflatten(-1, (groups, -1)).sum(-1)  # eq. 28, 31
-        f_SG = f_SE.unflatten(-1, (groups, -1)).mean(-1)  # eq. 27
-        reached_SG = devices_reached(routing.expert_ids_TK, ids_T, sequences, experts, groups)
-        f_comm_SG = reached_SG * (groups / config.topk_group)  # eq. 30
-        loss = loss + balance.device * (f_SG * p_SG).sum(-1).mean()
-        loss = loss + balance.communication * (f_comm_SG * p_SG).sum(-1).mean()
-    return loss
+    expert = balance.expert * (f_SE * p_SE).sum(-1).mean()
+    if not (balance.device or balance.communication):
+        return torch.stack((expert, torch.zeros_like(expert), torch.zeros_like(expert)))
+    p_SG = p_SE.unflatten(-1, (groups, -1)).sum(-1)  # eq. 28, 31
+    f_SG = f_SE.unflatten(-1, (groups, -1)).mean(-1)  # eq. 27
+    reached_SG = devices_reached(routing.expert_ids_TK, ids_T, sequences, experts, groups)
+    f_comm_SG = reached_SG * (groups / config.topk_group)  # eq. 30
+    device = balance.device * (f_SG * p_SG).sum(-1).mean()
+    return torch.stack((expert, device, balance.communication * (f_comm_SG * p_SG).sum(-1).mean()))
+
+
+def balance_loss(
+    routing: Routing, ids_T: Tensor, sequences: int, config: ModelConfig, balance: BalanceConfig
+) -> Tensor:
+    """Their sum, a scalar: what is added to the loss."""
+    return balance_losses(routing, ids_T, sequences, config, balance).sum()

@@ -21,6 +21,7 @@ from leadline.ops.transfer import to_device
 
 if TYPE_CHECKING:
     from leadline.model.cache import PagedCache
+    from leadline.model.dropping import Dropping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ForwardBatch:
     page_tables    (S, P) int64 pages of each sequence, ascending; unused entries are 0
     context_lens   S ints on the host: tokens of sequence s after this pass, this pass's included
     logit_rows     (R,) int64, or None for all: the tokens whose logits are wanted
+    dropping       None, or how a training pass drops tokens
     """
 
     positions: Tensor
@@ -43,6 +45,7 @@ class ForwardBatch:
     page_tables: Tensor | None = None
     context_lens: tuple[int, ...] = ()
     logit_rows: Tensor | None = None
+    dropping: Dropping | None = None
 
     @property
     def num_sequences(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from leadline.model.config import ModelConfig
+from leadline.model.dropping import Dropping, dropped_pairs
 from leadline.ops.experts import gates, route, routed_experts, swiglu
 from leadline.ops.norm import accumulate_dtype
 
@@ -25,14 +26,23 @@ from leadline.ops.norm import accumulate_dtype
 class Routing:
     """One layer's choice for one pass.
 
-    expert_ids_TK   int64; E stands for a pair the trainer dropped (2.2.4)
+    expert_ids_TK   int64, the choices
     weights_TK      float32, the gates g of eq. 20
     scores_TE       float32, the affinities s of eq. 22 over all experts
+    dropped_TK      bool, the choices that the trainer dropped (2.2.4); None: none
     """
 
     expert_ids_TK: Tensor
     weights_TK: Tensor
     scores_TE: Tensor
+    dropped_TK: Tensor | None = None
+
+    @property
+    def kept_ids_TK(self) -> Tensor:
+        """What is computed: the choices, with E, which is no expert, in place of dropped ones."""
+        if self.dropped_TK is None:
+            return self.expert_ids_TK
+        return self.expert_ids_TK.masked_fill(self.dropped_TK, self.scores_TE.shape[1])
 
 
 class Gate(nn.Module):
@@ -99,7 +109,7 @@ class LocalDispatcher:
     """Every expert is on this device."""
 
     def __call__(self, x_TD: Tensor, routing: Routing, experts: Experts) -> Tensor:
-        return routed_experts(x_TD, routing.expert_ids_TK, routing.weights_TK, experts.gate_up_proj, experts.down_proj)
+        return routed_experts(x_TD, routing.kept_ids_TK, routing.weights_TK, experts.gate_up_proj, experts.down_proj)
 
 
 class MoE(nn.Module):
@@ -112,9 +122,13 @@ class MoE(nn.Module):
         shared = config.n_shared_experts * config.moe_intermediate_size
         self.shared_experts = MLP(config.hidden_size, shared) if shared else None
         self.dispatcher: Dispatcher = LocalDispatcher()
+        self.groups = config.n_group
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, x_TD: Tensor, dropping: Dropping | None = None) -> tuple[Tensor, Routing]:
         routing = self.gate(x_TD)
+        if dropping is not None:
+            dropped_TK = dropped_pairs(routing.expert_ids_TK, routing.scores_TE, self.groups, dropping)
+            routing = dataclasses.replace(routing, dropped_TK=dropped_TK)
         routed_TD = self.dispatcher(x_TD, routing, self.experts)
         if self.shared_experts is not None:
             routed_TD = routed_TD + self.shared_experts(x_TD)

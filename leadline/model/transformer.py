@@ -43,7 +43,7 @@ class DecoderLayer(nn.Module):
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rope, batch)
         normed_TD = self.post_attention_layernorm(x_TD)
         if isinstance(self.mlp, MoE):
-            ffn_TD, routing = self.mlp(normed_TD)
+            ffn_TD, routing = self.mlp(normed_TD, batch.dropping)
             return x_TD + ffn_TD, routing
         return x_TD + self.mlp(normed_TD), None
 

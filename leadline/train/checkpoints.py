@@ -13,7 +13,9 @@ import errno
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
+from types import TracebackType
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -44,6 +46,49 @@ def save(folder: Path, state: TrainState, tensors: dict[str, Tensor], keep: int)
     for old in complete(folder)[:-keep]:
         old.rename(_hidden(old))
     _sweep(folder)
+
+
+class Writer:
+    """Saves in a thread of its own while training goes on. Used as a context, whose end waits; what failed is raised at
+    the next call. One checkpoint at a time: a save waits for the one before."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._thread: threading.Thread | None = None
+        self._failure: ResourceError | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif self._thread is not None:
+            self._thread.join()
+
+    def save(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
+        """Copy the tensors now and write the copies; the next step changes the originals."""
+        self.wait()
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._thread = threading.Thread(target=self._save, args=(state, copies), name="checkpoint")
+        self._thread.start()
+
+    def _save(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
+        try:
+            save(self.folder, state, tensors, self.keep)
+        except ResourceError as error:
+            self._failure = error
+
+    def wait(self) -> None:
+        """Return when nothing is being written, or raise why it was not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
 
 def _write(final: Path, state: TrainState, tensors: dict[str, Tensor]) -> None:

@@ -9,6 +9,10 @@ from typing import Literal
 from leadline.errors import ConfigError
 from leadline.model.balance import BalanceConfig
 from leadline.model.config import SMALL, ModelConfig
+from leadline.model.dropping import DroppingConfig
+from leadline.parallel.layout import ParallelConfig
+from leadline.parallel.recompute import Recompute
+from leadline.train.schedule import BatchSchedule, RampConfig
 
 AT_LEAST_ONE = (
     "tokens",
@@ -62,7 +66,11 @@ class TrainConfig:
     batch_tokens: int = 8192  # an optimiser step
     micro_batch_tokens: int = 8192  # a forward and backward pass
     optimizer: OptimizerConfig = OptimizerConfig()
+    ramp: RampConfig = RampConfig()
     balance: BalanceConfig = BalanceConfig()
+    dropping: DroppingConfig = DroppingConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    recompute: Recompute = "none"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "cpu"
     compile: bool = True  # the memory-bound ops, where there is a C++ compiler
@@ -73,6 +81,8 @@ class TrainConfig:
     eval_tokens: int = 65536  # 0: the whole held-out split
     save_every: int = 500
     keep_checkpoints: int = 2
+    tensorboard: bool = False
+    peak_tflops: float = 0.0  # of this device, for the utilisation; 0: measured when the run starts
 
     def check(self) -> None:
         """Raise `ConfigError` for numbers that cannot be trained with."""
@@ -87,9 +97,17 @@ class TrainConfig:
             raise ConfigError("micro_batch_tokens is not a multiple of sequence_length")
         if self.batch_tokens % self.micro_batch_tokens:
             raise ConfigError("batch_tokens is not a multiple of micro_batch_tokens")
+        self.ramp.check(self.micro_batch_tokens, self.batch_tokens)
+        self.dropping.check()
+        if self.peak_tflops < 0:
+            raise ConfigError("peak_tflops must not be negative")
         if self.init is None and self.tokenizer is None:
             raise ConfigError("a run from random weights needs `tokenizer`, a folder")
 
     @property
+    def schedule(self) -> BatchSchedule:
+        return BatchSchedule(self.tokens, self.batch_tokens, self.micro_batch_tokens, self.ramp)
+
+    @property
     def steps(self) -> int:
-        return -(-self.tokens // self.batch_tokens)
+        return self.schedule.steps

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,9 @@ from leadline.errors import ConfigError, DataError
 from leadline.tokenizer import Tokenizer
 from leadline.train.corpus import sha256_of
 
+EXEMPT_STREAM = 0x2204
+"""Keeps these draws apart from those of the documents' order."""
+
 Fragment = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]  # tokens, targets, weights
 
 
@@ -32,6 +36,8 @@ class Batch:
     tokens_T, targets_T   int64
     weights_T             float32, 0 where the target is not trained on
     documents, rows       offsets, as `ForwardBatch.starts`
+    index                 which pass of training it is, counted from the start; tokens are dropped by it
+    counts                False where a process makes a pass only to take part
     """
 
     tokens_T: Tensor
@@ -39,6 +45,22 @@ class Batch:
     weights_T: Tensor
     documents: tuple[int, ...]
     rows: tuple[int, ...]
+    index: int = 0
+    counts: bool = True
+
+    @property
+    def trained_tokens(self) -> float:
+        """What the pass weighs in the step's loss."""
+        return float(self.weights_T.sum())
+
+    @property
+    def sequences(self) -> int:
+        """What it weighs in the step's balance."""
+        return (len(self.rows) - 1) * self.counts
+
+    def uncounted(self) -> Batch:
+        """The same pass, of no weight."""
+        return dataclasses.replace(self, weights_T=torch.zeros_like(self.weights_T), counts=False)
 
 
 class DataSource(Protocol):
@@ -48,25 +70,27 @@ class DataSource(Protocol):
 
 
 class Feed:
-    """The passes of each step. With `ahead` the next step's are made while this one runs: a GPU does not wait for them,
-    and what they hold depends on the step alone."""
+    """The passes of each step, by `make`. With `ahead` the next step's are made while this one runs: a GPU does not
+    wait for them, and what they hold depends on the step alone."""
 
-    def __init__(self, data: DataSource, passes: int, *, ahead: bool) -> None:
-        self.data, self.passes = data, passes
+    def __init__(self, make: Callable[[int], list[Batch]], *, ahead: bool) -> None:
+        self.make = make
         self._maker = ThreadPoolExecutor(1, "batches") if ahead else None
         self._next: tuple[int, Future[list[Batch]]] | None = None
 
     def take(self, step: int) -> list[Batch]:
         """The passes of step 0, 1, ..."""
         if self._maker is None:
-            return self._make(step)
+            return self.make(step)
         known, self._next = self._next, None
-        batches = known[1].result() if known is not None and known[0] == step else self._make(step)
-        self._next = (step + 1, self._maker.submit(self._make, step + 1))
+        batches = known[1].result() if known is not None and known[0] == step else self.make(step)
+        self._next = (step + 1, self._maker.submit(self.make, step + 1))
         return batches
 
-    def _make(self, step: int) -> list[Batch]:
-        return [self.data.batch(step * self.passes + i) for i in range(self.passes)]
+
+def exempt_sequences(seed: int, index: int, sequences: int, share: float) -> NDArray[np.bool_]:
+    """Which sequences of a pass keep every token (section 2.2.4): drawn by the pass's number."""
+    return np.random.default_rng((seed, EXEMPT_STREAM, index)).random(sequences) < share
 
 
 def make_batch(rows: list[list[Fragment]]) -> Batch:

@@ -17,7 +17,6 @@ import math
 import os
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -25,20 +24,25 @@ import torch
 from torch import Tensor
 
 from leadline.errors import ConfigError, TrainingError
-from leadline.model.balance import balance_loss, sequence_ids
+from leadline.model.balance import balance_losses, sequence_ids
 from leadline.model.batch import ForwardBatch
+from leadline.model.config import ModelConfig
+from leadline.model.dropping import Dropping
 from leadline.model.moe import Routing
 from leadline.model.transformer import DeepseekV2
 from leadline.ops import inductor
-from leadline.ops.experts import occurrences
 from leadline.ops.transfer import to_device
+from leadline.parallel.layout import distribute, forget_gathered, sum_after_this_pass
+from leadline.parallel.recompute import recompute
+from leadline.parallel.world import World
 from leadline.train import checkpoints
 from leadline.train.config import TrainConfig
-from leadline.train.data import Batch, DataSource, Feed
+from leadline.train.data import Batch, DataSource, Feed, exempt_sequences
 from leadline.train.loss import cross_entropy
 from leadline.train.metrics import Metrics, warn
 from leadline.train.optim import MasterAdamW, learning_rate
-from leadline.train.watch import first_not_finite
+from leadline.train.totals import Totals
+from leadline.train.watch import verdicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,26 +90,35 @@ def cast(model: DeepseekV2, dtype: torch.dtype) -> DeepseekV2:
 
 
 class Trainer:
-    """One run in `config.out`. `run` returns when all tokens were seen or a signal asked it to save and stop."""
+    """One run in `config.out`. `run` returns when all tokens were seen or a signal asked it to save and stop.
 
-    def __init__(self, config: TrainConfig, model: DeepseekV2, data: DataSource, held_out: HeldOut) -> None:
+    In a world of several processes each has a trainer, which makes every so manieth pass of a step; only the first
+    writes and tells.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: DeepseekV2,
+        data: DataSource,
+        held_out: HeldOut,
+        world: World | None = None,
+    ) -> None:
         self.config, self.data, self.held_out = config, data, held_out
+        self.world = world or World()
+        self.schedule = config.schedule
         self.model = cast(model, getattr(torch, config.dtype)).to(config.device).train()
-        self.optimizer = MasterAdamW(self.model, config.optimizer)
-        self.metrics = Metrics(config)
-        self.feed = Feed(data, config.batch_tokens // config.micro_batch_tokens, ahead=config.device != "cpu")
+        recompute(self.model, config.recompute)
+        self.layout = distribute(self.model, config.parallel, self.world)
+        self.optimizer = MasterAdamW(self.model, config.optimizer, self.layout)
+        self.metrics = Metrics(config, self.model.config, silent=not self.world.is_first)
+        self.feed = Feed(self.batches, ahead=config.device != "cpu")
+        self.writer = checkpoints.Writer(self.folder, config.keep_checkpoints)
         self.step = self.tokens = 0
         self.stopping = False
-        self._warn_of_zero_factors()
-
-    def _warn_of_zero_factors(self) -> None:
-        """Device and communication balance matter where experts are grouped by device."""
-        factors, model = self.config.balance, self.model.config
-        if not any(model.is_moe_layer(layer) for layer in range(model.num_hidden_layers)):
-            return
-        wanted = ("expert",) if model.n_group == 1 else ("expert", "device", "communication")
-        for name in (name for name in wanted if not getattr(factors, name)):
-            warn(f"balance.{name} is 0: nothing keeps the {name} load even")
+        if self.world.is_first:
+            for line in warnings(config, self.model.config):
+                warn(line)
 
     # ---- running -----------------------------------------------------------------------------------------------
 
@@ -115,16 +128,16 @@ class Trainer:
         self.metrics.rewind(self.step)
         previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with self.metrics:
-                self.metrics.started(self.step, sum(p.numel() for p in self.model.parameters()))
-                while self.step < self.config.steps and not self.stopping:
+            with self.metrics, self.writer:
+                self.metrics.started(self.step, self.world.size)
+                while self.step < self.schedule.steps and not self.world.any(self.stopping):
                     self.train_step()
                     self._after_step()
                 self.save()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return self.step >= self.config.steps
+        return self.step >= self.schedule.steps
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """The first signal asks; a second Ctrl-C does not wait. Written past Python's buffers, which may be in use."""
@@ -134,80 +147,93 @@ class Trainer:
         os.write(STDERR, b"stopping: this step is finished and saved; Ctrl-C again leaves at once\n")
 
     def _after_step(self) -> None:
-        last = self.step == self.config.steps
+        last = self.step == self.schedule.steps
         if self.step % self.config.eval_every == 0 or last:
             self.metrics.evaluated(self.step, self.tokens, self.evaluate())
         if self.step % self.config.save_every == 0 and not last:
             self.save()
 
     def train_step(self) -> None:
-        """One optimiser step over batch_tokens / micro_batch_tokens passes.
+        """One optimiser step over the schedule's passes, dealt to the processes.
 
-        The host reads the device once, when everything up to the gradient's norm is under way.
+        The host waits for the device once, when everything up to the gradient's norm is under way.
         """
         started = time.perf_counter()
-        lr = learning_rate(self.config.optimizer, self.step, self.config.steps)
+        seen = self.schedule.share(self.step)
+        lr = learning_rate(self.config.optimizer, self.step, self.schedule.steps, seen=seen)
         batches = self.feed.take(self.step)
-        losses, balances, routings = self.accumulate(batches)
+        totals = self.accumulate(batches)
         gradient_norm = self.optimizer.gradient_norm()
-        loads_LE = [load(layer) for layer in zip(*routings, strict=True)]
-        loss, balance, norm = torch.stack([sum_of(losses), sum_of(balances), gradient_norm]).tolist()
-        self._watch(batches, loss, norm)
+        told, norm = totals.over(self.world), float(gradient_norm)
+        self._watch(batches, told.loss, norm)
         self.optimizer.step(lr, gradient_norm)
         self.step += 1
-        tokens = sum(len(batch.tokens_T) for batch in batches)
-        self.tokens += tokens
-        self.metrics.stepped(
-            step=self.step,
-            tokens=self.tokens,
-            loss=loss,
-            balance=balance,
-            lr=lr,
-            grad_norm=norm,
-            seconds=time.perf_counter() - started,
-            step_tokens=tokens,
-            loads=torch.stack(loads_LE).tolist() if loads_LE else [],
-        )
+        self.tokens += told.tokens
+        seconds = time.perf_counter() - started
+        self.metrics.stepped(told, step=self.step, tokens=self.tokens, lr=lr, grad_norm=norm, seconds=seconds)
 
-    def accumulate(self, batches: list[Batch]) -> tuple[list[Tensor], list[Tensor], list[tuple[Routing, ...]]]:
-        """Forward and backward of each pass: its share of the step's loss, of its balance loss, and its routings.
+    def batches(self, step: int) -> list[Batch]:
+        """This process's passes of a step."""
+        first, passes = self.schedule.first(step), self.schedule.passes(step)
+        batches = []
+        for place, counts in self.world.deal(passes):
+            batch = dataclasses.replace(self.data.batch(first + place), index=first + place)
+            batches.append(batch if counts else batch.uncounted())
+        return batches
+
+    def accumulate(self, batches: list[Batch]) -> Totals:
+        """Forward and backward of each pass, its gradient added to the others': what these passes came to.
 
         A pass counts by its trained tokens, and for balance by its sequences, so that the gradient is the one of all
-        passes in one, however unevenly answers or document ends fall.
+        passes of all processes in one, however unevenly answers or document ends fall.
         """
-        weights = [float(batch.weights_T.sum()) for batch in batches]
-        rows = [len(batch.rows) - 1 for batch in batches]
-        losses, balances, routings = [], [], []
-        for batch, weight, count in zip(batches, weights, rows, strict=True):
-            loss, balance, routing = self.losses(batch)
-            loss, balance = loss * (weight / max(sum(weights), 1e-9)), balance * (count / sum(rows))
-            (loss + balance).backward()
-            losses.append(loss.detach())
-            balances.append(balance.detach())
-            routings.append(routing)
-        return losses, balances, routings
+        weight, rows = self.world.total(
+            torch.tensor([[b.trained_tokens, b.sequences] for b in batches], dtype=torch.float64).sum(0)
+        ).tolist()
+        totals = Totals(self.config.device)
+        for number, batch in enumerate(batches, 1):
+            sum_after_this_pass(self.model, is_last=number == len(batches))
+            loss, balances, routings = self.losses(batch)
+            loss = loss * (batch.trained_tokens / max(weight, 1e-9))
+            balances = balances * (batch.sequences / max(rows, 1))
+            (loss + balances.sum()).backward()
+            totals.add(batch, loss, balances, routings)
+        return totals
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Routing, ...]]:
-        """Cross-entropy, the balance losses' sum, and the routing of the pass."""
-        loss, routings = self.forward(batch)
+        """Cross-entropy, the three balance losses summed over the layers (3,), and the routing of a training pass."""
+        loss, routings = self.forward(batch, self.dropping(batch))
         ids_T, rows = sequence_ids(batch.rows, self.config.device), len(batch.rows) - 1
-        terms = [balance_loss(r, ids_T, rows, self.model.config, self.config.balance) for r in routings]
-        return loss, torch.stack(terms).sum() if terms else loss.new_zeros(()), routings
+        terms = [balance_losses(r, ids_T, rows, self.model.config, self.config.balance) for r in routings]
+        return loss, torch.stack(terms).sum(0) if terms else loss.new_zeros(3), routings
 
-    def forward(self, batch: Batch) -> tuple[Tensor, tuple[Routing, ...]]:
+    def forward(self, batch: Batch, dropping: Dropping | None = None) -> tuple[Tensor, tuple[Routing, ...]]:
         device = self.config.device
         lengths = [b - a for a, b in itertools.pairwise(batch.documents)]
         tokens_T, targets_T, weights_T = (
             to_device(x, device) for x in (batch.tokens_T, batch.targets_T, batch.weights_T)
         )
-        hidden_TD, routings = self.model.hidden(tokens_T, ForwardBatch.packed(lengths, device=device))
+        place = dataclasses.replace(ForwardBatch.packed(lengths, device=device), dropping=dropping)
+        hidden_TD, routings = self.model.hidden(tokens_T, place)
         return cross_entropy(hidden_TD, self.model.lm_head.weight, targets_T, weights_T), routings
+
+    def dropping(self, batch: Batch) -> Dropping | None:
+        """How a training pass drops tokens (2.2.4): a function of the pass's number, so the same wherever it is
+        made."""
+        config = self.config.dropping
+        if not config.capacity_factor or self.model.config.n_group == 1:
+            return None
+        lengths_S = torch.tensor(batch.rows).diff()
+        exempt_S = torch.from_numpy(exempt_sequences(self.config.seed, batch.index, len(lengths_S), config.exempt))
+        return Dropping(config.capacity_factor, to_device(exempt_S.repeat_interleave(lengths_S), self.config.device))
 
     def _watch(self, batches: list[Batch], loss: float, norm: float) -> None:
         """Stop at the first number that is not one and name where it is, before the optimiser sees it."""
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        where = first_not_finite(self.model, [functools.partial(self.forward, batch) for batch in batches])
+        passes = [functools.partial(self.forward, batch, self.dropping(batch)) for batch in batches]
+        found = self.world.gather(verdicts(self.model, passes)[0])
+        where = min(found)[1]
         raise TrainingError(
             f"step {self.step + 1}: loss {loss}, gradient norm {norm}: not finite, {where}; the checkpoints are "
             "from before, and a lower optimizer.peak_lr or another seed may get past it"
@@ -215,14 +241,16 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Held-out loss in nats a token and, for a corpus, bits per byte."""
+        """Held-out loss in nats a token and, for a corpus, bits per byte. Nothing is dropped here."""
         self.model.eval()
-        total = weight = 0.0
-        for batch in self.held_out.batches:
-            tokens = float(batch.weights_T.sum())
-            total += float(self.forward(batch)[0]) * tokens
-            weight += tokens
+        sums = torch.zeros(2, dtype=torch.float64)
+        held = self.held_out.batches
+        for place, counts in self.world.deal(len(held)):
+            tokens = held[place].trained_tokens if counts else 0.0
+            sums += torch.tensor([float(self.forward(held[place])[0]) * tokens, tokens], dtype=torch.float64)
+        forget_gathered(self.model)
         self.model.train()
+        total, weight = self.world.total(sums).tolist()
         scores = {"held_out_loss": total / max(weight, 1.0)}
         if self.held_out.bytes:
             scores["bits_per_byte"] = total / math.log(2) / self.held_out.bytes
@@ -235,12 +263,16 @@ class Trainer:
         return self.config.out / "checkpoints"
 
     def save(self) -> None:
-        state = checkpoints.TrainState(self.step, self.tokens, recipe_hash(self.config))
-        checkpoints.save(self.folder, state, self.optimizer.state(), self.config.keep_checkpoints)
+        """Every process hands over what it has; the first writes it while training goes on."""
+        tensors = self.optimizer.state()
+        if self.world.is_first:
+            state = checkpoints.TrainState(self.step, self.tokens, recipe_hash(self.config))
+            self.writer.save(state, tensors)
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint in `out`, if there is one, and only under the same recipe."""
-        found = checkpoints.complete(self.folder)
+        """Continue from the newest checkpoint in `out`, if there is one, and only under the same recipe; at how many
+        processes it was written does not matter."""
+        found = self.world.gather(checkpoints.complete(self.folder))[0]
         if not found:
             return
         state, tensors = checkpoints.load(found[-1])
@@ -250,22 +282,27 @@ class Trainer:
         self.step, self.tokens = state.step, state.tokens
 
 
-def load(passes: Sequence[Routing]) -> Tensor:
-    """(E,): one layer's experts over a step's passes, each one's share of the pairs times their number, 1 when even."""
-    experts = passes[0].scores_TE.shape[1]
-    counts_E = sum_of([occurrences(routing.expert_ids_TK.flatten(), experts + 1)[:experts] for routing in passes])
-    return counts_E * experts / counts_E.sum().clamp(min=1)
-
-
-def sum_of(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(tensors).sum(0)
-
-
 STDERR = 2
-LOOK_ONLY = {"log_every", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "threads", "compile", "out"}
+LOOK_ONLY = {
+    "log_every", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "threads", "compile", "out",
+    "parallel", "recompute", "tensorboard", "peak_tflops",
+}  # fmt: skip
+
+
+def warnings(config: TrainConfig, model: ModelConfig) -> list[str]:
+    """What a run can do without and its owner may not have meant. Device and communication balance, and dropping,
+    matter where experts are grouped by device."""
+    if not any(model.is_moe_layer(layer) for layer in range(model.num_hidden_layers)):
+        return []
+    wanted = ("expert",) if model.n_group == 1 else ("expert", "device", "communication")
+    missing = [name for name in wanted if not getattr(config.balance, name)]
+    lines = [f"balance.{name} is 0: nothing keeps the {name} load even" for name in missing]
+    if config.dropping.capacity_factor and model.n_group == 1:
+        lines.append("dropping.capacity_factor drops nothing: the model's experts are in one device group (n_group)")
+    return lines
 
 
 def recipe_hash(config: TrainConfig) -> str:
-    """Names what the numbers depend on; how often to look, and on how many threads, is not among it."""
+    """Names what the numbers depend on; how often to look, and on how many threads or processes, is not among it."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in LOOK_ONLY}
     return hashlib.sha256(json.dumps(fields, default=str, sort_keys=True).encode()).hexdigest()

@@ -13,10 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from leadline.errors import DataError, ResourceError
+from leadline.model.config import ModelConfig
 from leadline.train.config import TrainConfig
+from leadline.train.flops import measured_peak, step_flops
+from leadline.train.tensorboard import EventWriter
+from leadline.train.totals import StepTotals
 
 DEAD = 0.01
 """An expert with less than this share of an even load is reported as dead."""
+
+ALARM_AFTER = 100
+"""Steps in a row that an expert is dead before the run says so aloud."""
 
 
 def warn(text: str) -> None:
@@ -25,11 +32,13 @@ def warn(text: str) -> None:
 
 
 class Metrics:
-    """Used as a context; on a terminal a live bar, elsewhere a line every `log_every` steps."""
+    """Used as a context; on a terminal a live bar, elsewhere a line every `log_every` steps. Of several processes all
+    but the first are silent."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.console = Console(stderr=True)
+    def __init__(self, config: TrainConfig, model: ModelConfig, *, silent: bool = False) -> None:
+        self.config, self.model, self.silent = config, model, silent
+        self.steps = config.steps
+        self.console = Console(stderr=True, quiet=silent)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -38,15 +47,19 @@ class Metrics:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.task = self.progress.add_task("training", total=config.steps, status="")
+        self.progress = Progress(*columns, console=self.console, disable=silent or not self.console.is_terminal)
+        self.task = self.progress.add_task("training", total=self.steps, status="")
         self.path = config.out / "metrics.jsonl"
         self.file: IO[bytes] | None = None
+        self.events: EventWriter | None = None
         self.pace = 0.0  # tokens a second, smoothed
+        self.peak = 0.0  # FLOP a second of all processes together
+        self.dead_for: dict[tuple[int, int], int] = {}  # (layer, expert): steps in a row
 
     def __enter__(self) -> Metrics:
-        self.config.out.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("ab", buffering=0)  # a record that was told is there after any kill
+        if not self.silent:
+            self.config.out.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("ab", buffering=0)  # a record that was told is there after any kill
         self.progress.start()
         return self
 
@@ -54,51 +67,75 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        if self.file is not None:
-            self.file.close()
+        for file in (self.file, self.events):
+            if file is not None:
+                file.close()
 
     def rewind(self, step: int) -> None:
         """Keep the records up to `step`: what a killed run told of later steps, its last line torn, is done again."""
-        if not self.path.exists():
+        if self.silent or not self.path.exists():
             return
         kept = [line for line in self.path.read_bytes().split(b"\n") if 0 <= _step_of(line) <= step]
         partial = self.path.with_name(f".{self.path.name}.partial")
         partial.write_bytes(b"".join(line + b"\n" for line in kept))
         partial.replace(self.path)
 
-    def started(self, step: int, parameters: int) -> None:
+    def started(self, step: int, processes: int) -> None:
         """What the numbers after it were made with."""
-        self.progress.reset(self.task, completed=step)  # a resumed run's pace is counted from here
         config = self.config
+        peak = config.peak_tflops * 1e12 or measured_peak(config.device, config.dtype)
+        self.peak = peak * processes
+        self.progress.reset(self.task, completed=step)  # a resumed run's pace is counted from here
+        if config.tensorboard and not self.silent:
+            self.events = EventWriter(config.out / "tensorboard", step)
         factors = {f"balance_{name}": value for name, value in dataclasses.asdict(config.balance).items()}
-        sizes = {"parameters": parameters, "steps": config.steps, "batch_tokens": config.batch_tokens}
-        self._write({"step": step, "started": True, **sizes, "dtype": config.dtype, **factors})
+        dropping = {f"dropping_{name}": value for name, value in dataclasses.asdict(config.dropping).items()}
+        sizes = {"parameters": self.model.parameters(), "steps": self.steps, "batch_tokens": config.batch_tokens}
+        machine = {"processes": processes, "peak_tflops": peak / 1e12, "dtype": config.dtype}
+        self._write({"step": step, "started": True, **sizes, **machine, **factors, **dropping})
 
-    def stepped(
-        self, *, step: int, seconds: float, step_tokens: int, loads: list[list[float]], **values: float
-    ) -> None:
-        """One optimiser step; `loads` is each MoE layer's expert load, 1 when even."""
-        pace = step_tokens / seconds
+    def stepped(self, told: StepTotals, *, step: int, tokens: int, lr: float, grad_norm: float, seconds: float) -> None:
+        """One optimiser step."""
+        pace = told.tokens / seconds
         self.pace = pace if not self.pace else 0.95 * self.pace + 0.05 * pace
-        worst = max((max(layer) for layer in loads), default=0.0)
-        dead = sum(share < DEAD for layer in loads for share in layer)
+        dead = self._watch_experts(told.loads)
         record: dict[str, Any] = {
-            "step": step,
-            **values,
-            "tokens_per_second": pace,
-            "max_load": worst,
-            "dead_experts": dead,
-        }
+            "step": step, "tokens": tokens, "loss": told.loss, "balance": sum(told.balances),
+            **dict(zip(("expert_loss", "device_loss", "communication_loss"), told.balances, strict=True)),
+            "lr": lr, "grad_norm": grad_norm, "tokens_per_second": pace,
+            "utilisation": step_flops(self.model, told.tokens, told.pairs) / seconds / self.peak if self.peak else 0.0,
+            "max_load": max((max(layer) for layer in told.loads), default=0.0), "dead_experts": dead,
+        }  # fmt: skip
+        if self.config.dropping.capacity_factor:
+            record["dropped"] = told.dropped
         shown = step % self.config.log_every == 0 or step == 1
         if shown:
-            record["expert_load"] = [[round(share, 3) for share in layer] for layer in loads]
+            record["expert_load"] = [[round(share, 3) for share in layer] for layer in told.loads]
         self._write(record)
-        status = f"loss {values['loss']:.3f}  lr {values['lr']:.2e}  load {worst:.2f}  {self.pace:,.0f} tok/s"
+        self._show(record, shown)
+
+    def _watch_experts(self, loads: list[list[float]]) -> int:
+        """The number of dead experts; one that stays dead is told of once."""
+        dead = {(at, e) for at, layer in enumerate(loads) for e, share in enumerate(layer) if share < DEAD}
+        self.dead_for = {expert: self.dead_for.get(expert, 0) + 1 for expert in dead}
+        layers = [layer for layer in range(self.model.num_hidden_layers) if self.model.is_moe_layer(layer)]
+        for at, expert in sorted(dead):
+            if self.dead_for[at, expert] == ALARM_AFTER and not self.silent:
+                warn(
+                    f"layer {layers[at]}, expert {expert}: under {DEAD:.0%} of an even load for {ALARM_AFTER} steps; "
+                    "a higher balance.expert brings tokens back"
+                )
+        return len(dead)
+
+    def _show(self, record: dict[str, Any], shown: bool) -> None:
+        step, dead, use = record["step"], record["dead_experts"], record["utilisation"]
+        status = f"loss {record['loss']:.3f}  lr {record['lr']:.2e}  load {record['max_load']:.2f}"
+        status += f"  {self.pace:,.0f} tok/s  {use:.0%} of peak"
         status += f"  {dead} dead experts" if dead else ""
         self.progress.update(self.task, completed=step, status=status)
-        if shown and not self.console.is_terminal:
-            left = (self.config.steps - step) * step_tokens / self.pace
-            print(f"step {step}/{self.config.steps}  {status}  {left / 60:.0f} min left", file=sys.stderr, flush=True)
+        if shown and not self.console.is_terminal and not self.silent:
+            left = (self.config.tokens - record["tokens"]) / self.pace
+            print(f"step {step}/{self.steps}  {status}  {max(left, 0) / 60:.0f} min left", file=sys.stderr, flush=True)
 
     def evaluated(self, step: int, tokens: float, scores: dict[str, float]) -> None:
         self._write({"step": step, "tokens": tokens, **scores})
@@ -106,9 +143,13 @@ class Metrics:
         self.progress.console.print(f"step {step}  {shown}", highlight=False)
 
     def _write(self, record: dict[str, Any]) -> None:
+        if self.silent:
+            return
         assert self.file is not None
         try:
             self.file.write(json.dumps(record).encode() + b"\n")
+            if self.events is not None:
+                self.events.write(record)
         except OSError as error:
             raise ResourceError(f"{self.path} cannot be written: {error.strerror}; the checkpoints are whole") from None
 

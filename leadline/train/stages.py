@@ -13,6 +13,7 @@ from leadline.checkpoint.weights import load_weights
 from leadline.errors import CheckpointError, ConfigError, DataError
 from leadline.model.config import ModelConfig
 from leadline.model.transformer import DeepseekV2
+from leadline.parallel.world import World, processes
 from leadline.tokenizer import Tokenizer
 from leadline.train import checkpoints
 from leadline.train.config import TrainConfig
@@ -26,40 +27,47 @@ GENERATION = {"temperature": 0.7, "top_p": 0.95}
 
 def pretrain(config: TrainConfig) -> bool:
     """Next-token prediction over a packed corpus; True when complete. The model is exported to OUT/model."""
-    prepare(config)
-    model = starting_model(config)
-    check_tokenizer(config.data, tokenizer_folder(config))
-    rows = config.micro_batch_tokens // config.sequence_length
-    data = PackedCorpus(config.data, "train", config.sequence_length, rows, config.seed)
-    batches, size = held_out(config.data, "valid", config.sequence_length, config.eval_tokens)
-    return _run(config, model, data, HeldOut(batches, size))
+    with processes(config.device) as world:
+        prepare(config)
+        model = starting_model(config)
+        check_tokenizer(config.data, tokenizer_folder(config))
+        rows = config.micro_batch_tokens // config.sequence_length
+        data = PackedCorpus(config.data, "train", config.sequence_length, rows, config.seed)
+        batches, size = held_out(config.data, "valid", config.sequence_length, config.eval_tokens)
+        return _run(config, model, data, HeldOut(batches, size), world)
 
 
 def sft(config: TrainConfig) -> bool:
     """Loss on the answers of conversations only, from the model in `init`."""
     if config.init is None:
         raise ConfigError("sft starts from a trained model: set `init`, a model folder")
-    prepare(config)
-    model = starting_model(config)
-    tokenizer = Tokenizer.from_folder(tokenizer_folder(config))
-    train, valid = (
-        Conversations(
-            config.data / f"{split}.jsonl", tokenizer, config.sequence_length, config.micro_batch_tokens, config.seed
+    with processes(config.device) as world:
+        prepare(config)
+        model = starting_model(config)
+        tokenizer = Tokenizer.from_folder(tokenizer_folder(config))
+        length, tokens = config.sequence_length, config.micro_batch_tokens
+        train, valid = (
+            Conversations(config.data / f"{split}.jsonl", tokenizer, length, tokens, config.seed)
+            for split in ("train", "valid")
         )
-        for split in ("train", "valid")
-    )
-    for split, data in (("train", train), ("valid", valid)):
-        if data.dropped:
-            warn(f"{split}.jsonl: {data.dropped} conversations of over {config.sequence_length} tokens left out")
-    return _run(config, model, train, HeldOut(valid.all()))
+        for split, data in (("train", train), ("valid", valid)):
+            if data.dropped and world.is_first:
+                warn(f"{split}.jsonl: {data.dropped} conversations of over {length} tokens left out")
+        return _run(config, model, train, HeldOut(valid.all()), world)
 
 
-def _run(config: TrainConfig, model: DeepseekV2, data: PackedCorpus | Conversations, held: HeldOut) -> bool:
-    trainer = Trainer(config, model, data, held)
-    print(f"{describe(data)}; {config.steps:,} steps of {config.batch_tokens:,} tokens", file=sys.stderr)
+def _run(
+    config: TrainConfig, model: DeepseekV2, data: PackedCorpus | Conversations, held: HeldOut, world: World
+) -> bool:
+    trainer = Trainer(config, model, data, held, world)
+    if world.is_first:
+        print(f"{describe(data)}; {config.steps:,} steps of {config.batch_tokens:,} tokens", file=sys.stderr)
     complete = trainer.run()
-    if complete:
-        export(trainer.model, config, config.out / "model")
+    if complete and world.is_first:
+        if world.size == 1:
+            export(trainer.model, config, config.out / "model")
+        else:  # this process has a part of the model; the checkpoint has all of it
+            export_newest(config, config.out / "model")
     return complete
 
 

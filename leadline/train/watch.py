@@ -9,20 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from leadline.model.moe import Routing
+from leadline.parallel.layout import local, local_gradient
 
 
 def first_not_finite(model: nn.Module, passes: Iterable[Callable[[], object]]) -> str:
     """The first cause in the order of computing: a weight, an activation of a repeated pass, a gradient."""
-    for name, parameter in model.named_parameters():
-        if not is_finite(parameter):
-            return f"first in the weight {name}"
-    for run in passes:
-        if (module := _first_activation(model, run)) is not None:
-            return f"first in what {module} computes"
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not is_finite(parameter.grad):
-            return f"first in the gradient of {name}"
-    return "first in the loss"
+    return verdicts(model, passes)[0][1]
+
+
+def verdicts(model: nn.Module, passes: Iterable[Callable[[], object]]) -> list[tuple[int, str]]:
+    """All causes found, by their place in the order of computing. Every pass is run, whatever the ones before showed:
+    the processes of a run meet in each."""
+    parameters = [(name, parameter, local_gradient(parameter)) for name, parameter in model.named_parameters()]
+    weights = [name for name, parameter, _ in parameters if not is_finite(local(parameter))]
+    modules = [module for run in passes if (module := _first_activation(model, run)) is not None]
+    gradients = [name for name, _, gradient in reversed(parameters) if gradient is not None and not is_finite(gradient)]
+    found = [(0, f"first in the weight {name}") for name in weights[:1]]
+    found += [(1, f"first in what {module} computes") for module in modules[:1]]
+    found += [(2, f"first in the gradient of {name}") for name in gradients[:1]]
+    return [*found, (3, "first in the loss")]
 
 
 @torch.no_grad()

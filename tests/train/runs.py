@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from leadline.model.config import ModelConfig
+from leadline.model.moe import Routing
 from leadline.model.transformer import DeepseekV2
 from leadline.tokenizer import Tokenizer
 from leadline.train import checkpoints
@@ -92,6 +93,7 @@ def recipe(folder: Path, corpus: Path, tokenizer: Path, steps: int = 8, **change
         threads=1,
         eval_every=1000,
         save_every=1000,
+        peak_tflops=1.0,
     )
     return dataclasses.replace(config, **changes)
 
@@ -121,6 +123,19 @@ class Interrupted:
             assert self.trainer is not None
             self.trainer.stopping = True
         return self.inner.batch(index)
+
+
+class Without(torch.nn.Module):
+    """A gate that never chooses the last expert."""
+
+    def __init__(self, gate: torch.nn.Module, experts: int) -> None:
+        super().__init__()
+        self.gate, self.last = gate, experts - 1
+
+    def forward(self, x_TD: torch.Tensor) -> Routing:
+        routing: Routing = self.gate(x_TD)
+        others = routing.scores_TE[:, : self.last].topk(routing.expert_ids_TK.shape[1], dim=-1)
+        return Routing(others.indices, others.values, routing.scores_TE)
 
 
 def stop_at(config: TrainConfig, step: int) -> Trainer:

@@ -16,20 +16,17 @@ from leadline.errors import ConfigError, DataError, TrainingError
 from leadline.model.balance import BalanceConfig
 from leadline.model.batch import ForwardBatch
 from leadline.model.moe import Experts, MoE, Routing
+from leadline.parallel.world import World
 from leadline.train import checkpoints
 from leadline.train.config import TrainConfig
 from leadline.train.data import Batch, DataSource
-from leadline.train.loop import LOOK_ONLY, load, recipe_hash
+from leadline.train.loop import LOOK_ONLY, recipe_hash
+from leadline.train.totals import StepTotals, Totals
 from leadline.train.watch import first_not_finite
 from tests.fixtures import TINY_V2
-from tests.train.runs import LENGTH, TINY, newest, recipe, records, same, source, stop_at, trainer
+from tests.train.runs import LENGTH, TINY, Without, newest, records, same, source, stop_at, trainer
 
 GATE = "model.layers.1.mlp.gate.weight"
-
-
-@pytest.fixture
-def config(tmp_path: Path, corpus: Path, tokenizer: Path) -> TrainConfig:
-    return recipe(tmp_path, corpus, tokenizer)
 
 
 def straight(config: TrainConfig) -> dict[str, torch.Tensor]:
@@ -215,19 +212,6 @@ def test_measuring_leaves_the_model_as_it_was(config: TrainConfig) -> None:
 # ---- experts and balance
 
 
-class Without(torch.nn.Module):
-    """A gate that never chooses the last expert."""
-
-    def __init__(self, gate: torch.nn.Module, experts: int) -> None:
-        super().__init__()
-        self.gate, self.last = gate, experts - 1
-
-    def forward(self, x_TD: torch.Tensor) -> Routing:
-        routing: Routing = self.gate(x_TD)
-        others = routing.scores_TE[:, : self.last].topk(routing.expert_ids_TK.shape[1], dim=-1)
-        return Routing(others.indices, others.values, routing.scores_TE)
-
-
 def test_an_expert_without_tokens_takes_part(config: TrainConfig) -> None:
     run = trainer(config)
     layer = run.model.get_submodule("model.layers.1.mlp")
@@ -270,12 +254,18 @@ def test_the_load_is_told_for_every_expert(config: TrainConfig) -> None:
             assert max(layer) == pytest.approx(record["max_load"], abs=0.001)
 
 
-def test_the_load_counts_all_passes_and_no_dropped_pair() -> None:
+def test_totals_are_of_the_passes_that_count() -> None:
     def routing(*ids: int) -> Routing:
-        return Routing(torch.tensor([ids]), torch.ones(1, len(ids)), torch.ones(1, 4) / 4)
+        dropped = torch.tensor([[True] + [False] * (len(ids) - 1)])
+        return Routing(torch.tensor([ids]), torch.ones(1, len(ids)), torch.ones(1, 4) / 4, dropped)
 
-    assert load([routing(0, 1), routing(2, 3)]).tolist() == [1.0, 1.0, 1.0, 1.0]
-    assert load([routing(0, 0), routing(0, 4)]).tolist() == [4.0, 0.0, 0.0, 0.0]
+    batch = Batch(torch.zeros(5), torch.zeros(5), torch.ones(5), (0, 2, 5), (0, 5))
+    totals, balances = Totals("cpu"), torch.tensor([0.5, 0.25, 0.125])
+    totals.add(batch, torch.tensor(2.0), balances, (routing(0, 1),))
+    totals.add(batch, torch.tensor(1.0), balances, (routing(2, 2),))
+    totals.add(batch.uncounted(), torch.tensor(0.0), torch.zeros(3), (routing(3, 3),))
+    told = totals.over(World())
+    assert told == StepTotals(3.0, (1.0, 0.5, 0.25), [[1.0, 1.0, 2.0, 0.0]], dropped=0.5, tokens=10, pairs=2 * (3 + 6))
 
 
 def test_every_coefficient_is_in_the_log(config: TrainConfig) -> None:

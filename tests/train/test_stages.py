@@ -116,7 +116,7 @@ def test_without_a_compiler_the_run_says_so_once_and_goes_on(
     assert pretrain(dataclasses.replace(config, compile=True))
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert warnings == [
-        "leadline: warning: no C++ compiler works here: training goes on without compiled ops, more slowly"
+        "leadline: warning: no compiler works here: training goes on without compiled ops, more slowly"
     ]
 
 
