@@ -14,6 +14,7 @@
     +-- ResourceError            the machine is too small: memory, disk, a missing device
     +-- AuthenticationError      no or a wrong key                                        401
     +-- PermissionDenied         a key that may not do this                               403
+    |   +-- TermsNotAccepted     the terms of use have changed, or were never accepted    403
     +-- InsufficientBalance      the account cannot pay for one more token                402
     |   +-- BudgetExceeded       the account could, but the key's spending cap says no    402
     +-- RateLimited              too many requests; try again later                       429
@@ -109,6 +110,10 @@ class PermissionDenied(LeadlineError):
     code = "permission_denied"
     type = "permission_error"
     exit_code = 2
+
+
+class TermsNotAccepted(PermissionDenied):
+    code = "terms_not_accepted"
 
 
 class InsufficientBalance(LeadlineError):

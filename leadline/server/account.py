@@ -9,7 +9,7 @@ from sqlalchemy import Row
 from starlette.responses import Response
 
 from leadline.errors import AuthenticationError, InvalidRequest, PermissionDenied
-from leadline.server import accounts, keys, wallet
+from leadline.server import accounts, chats, keys, legal, wallet
 from leadline.server.access import Principal
 from leadline.server.accounts import CLIENT_DAYS, WEB_DAYS, note
 from leadline.server.auth import check_password
@@ -29,6 +29,7 @@ class SignUpBody(Schema):
     password: str
     name: str = ""
     invite: str | None = None
+    terms: Count = 0  # the version of the terms that is accepted
 
 
 class LoginBody(Schema):
@@ -127,6 +128,7 @@ class AccountRoutes:
                 user = await accounts.create_user(
                     connection, email, password, now=now, role=role, name=given.name.strip()
                 )
+                await legal.accept(connection, user.id, given.terms, param="terms")
                 if invite:
                     await accounts.accept_invite(connection, invite, user.id, now)
                 await self._note(connection, request, "sign-up", user.id, invite=invite.id if invite else None)
@@ -200,6 +202,7 @@ class AccountRoutes:
         user = await self._confirmed(request, visitor, given.password)
         async with self.platform.store.database.write() as connection:
             await accounts.delete_user(connection, user.id, self.platform.store.now())
+            await chats.purge_user(connection, user.id)
             await self._note(connection, request, "account deletion", user.id)
         response = json_response({"ok": True})
         response.delete_cookie(COOKIE, path="/api")
@@ -226,6 +229,7 @@ class AccountRoutes:
             raise InvalidRequest(f"days must lie in [1, {10 * CLIENT_DAYS}]", param="days")
         store, now = self.platform.store, self.platform.store.now()
         async with store.database.write() as connection:
+            await legal.check_accepted(connection, _user(visitor))
             session_id, token = await accounts.start_session(
                 connection, store.secrets, _user(visitor), now=now, purpose="client", name=given.name, days=given.days
             )
@@ -249,6 +253,7 @@ class AccountRoutes:
         secrets: list[str] = []
 
         async with store.database.write() as connection:
+            await legal.check_accepted(connection, _user(visitor))
 
             async def make() -> dict[str, Any]:
                 row, secret = await keys.create_key(connection, store.secrets, _user(visitor), spec, now)

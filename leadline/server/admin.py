@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from pydantic import Field
 from sqlalchemy import and_, func, select
 from starlette.responses import Response
 
-from leadline.engine.types import EngineProtocol
-from leadline.errors import InvalidRequest
-from leadline.server import accounts, ledger, wallet
+from leadline.errors import InvalidRequest, ModelNotFound
+from leadline.server import accounts, ledger, legal, wallet
 from leadline.server.access import Principal
 from leadline.server.account import user_card
 from leadline.server.accounts import note
+from leadline.server.answers import Answers
 from leadline.server.billing import set_price
+from leadline.server.completion import CompletionService
 from leadline.server.db import audit, holds, users
 from leadline.server.db import ledger as entries
 from leadline.server.errors import json_response
@@ -23,6 +25,7 @@ from leadline.server.money import format_money, parse_money, parse_price
 from leadline.server.platform import Platform
 from leadline.server.routes import Route, RowId, address, body, build, number_query, report_query
 from leadline.server.schemas import Count, Schema
+from leadline.server.site_routes import model_card
 
 PAGE = 100
 MOST_DAYS = 36_500
@@ -73,6 +76,18 @@ class InviteBody(Schema):
     days: Count = 7
 
 
+class LicenceBody(Schema):
+    name: Annotated[str, Field(max_length=200)]
+    url: Annotated[str, Field(max_length=500)] = ""
+    text: Annotated[str, Field(max_length=20_000)] = ""
+    restrictions: list[Annotated[str, Field(max_length=1000)]] = Field([], max_length=50)
+    note: Annotated[str, Field(max_length=1000)] = ""
+
+
+class TermsText(Schema):
+    text: str
+
+
 _ROUTES: tuple[Route, ...] = (
     ("GET", "/users", "users", None),
     ("POST", "/users", "make_user", UserBody),
@@ -90,13 +105,18 @@ _ROUTES: tuple[Route, ...] = (
     ("GET", "/audit", "audit", None),
     ("GET", "/books", "books", None),
     ("GET", "/load", "load", None),
+    ("GET", "/models", "models", None),
+    ("POST", "/models/{model:path}/licence", "set_licence", LicenceBody),
+    ("GET", "/terms", "terms", None),
+    ("POST", "/terms", "publish_terms", TermsText),
 )
 
 
 class AdminRoutes:
-    def __init__(self, platform: Platform, engine: EngineProtocol) -> None:
+    def __init__(self, platform: Platform, service: CompletionService, answers: Answers) -> None:
         self.platform = platform
-        self.engine = engine
+        self.service = service
+        self.answers = answers
 
     def router(self) -> APIRouter:
         return build(self, "/api/admin", _ROUTES)
@@ -295,8 +315,43 @@ class AdminRoutes:
     async def load(self, request: Request) -> Response:
         """What the engine is and does."""
         await self._operator(request)
-        info, stats = dataclasses.asdict(self.engine.info), dataclasses.asdict(self.engine.stats())
-        return json_response({"info": info, "stats": stats})
+        engine = self.service.engine
+        info, stats = dataclasses.asdict(engine.info), dataclasses.asdict(engine.stats())
+        return json_response({"info": info, "stats": stats, "answers": len(self.answers)})
+
+    # ---- what is agreed to -------------------------------------------------------------------------------------
+
+    async def models(self, request: Request) -> Response:
+        await self._operator(request)
+        async with self.platform.store.database.read() as connection:
+            card = await model_card(connection, self.service)
+        return json_response({"data": [{**card, "served": True}]})
+
+    async def set_licence(self, request: Request, model: str) -> Response:
+        operator = await self._operator(request)
+        given = await body(request, LicenceBody)
+        if model != self.service.model:
+            raise ModelNotFound(f"the model {model[:100]!r} is not served here", param="model")
+        store = self.platform.store
+        async with store.database.write() as connection:
+            await legal.set_licence(connection, model, given.model_dump(), store.now())
+            await self._note(connection, request, operator, "licence", model[:100], name=given.name)
+        return json_response(given.model_dump())
+
+    async def terms(self, request: Request) -> Response:
+        await self._operator(request)
+        async with self.platform.store.database.read() as connection:
+            rows = await legal.all_terms(connection)
+        return json_response({"data": [dict(row._mapping) for row in rows]})
+
+    async def publish_terms(self, request: Request) -> Response:
+        operator = await self._operator(request)
+        given = await body(request, TermsText, 4 * legal.MOST_TEXT)
+        store = self.platform.store
+        async with store.database.write() as connection:
+            version = await legal.publish(connection, given.text, store.now())
+            await self._note(connection, request, operator, "terms", f"version {version}")
+        return json_response({"version": version}, 201)
 
     # ---- shared ------------------------------------------------------------------------------------------------
 

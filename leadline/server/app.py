@@ -23,14 +23,13 @@ from leadline.server.completion import CompletionService
 from leadline.server.hosts import LoopbackGuard
 from leadline.server.metrics import CONTENT_TYPE, Metrics
 from leadline.server.openai import PREFIXES, build_router
-from leadline.server.settings import ServerSettings
+from leadline.server.settings import DISCLAIMER, ServerSettings
 from leadline.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from leadline.server.platform import Platform
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # a label takes no word of a client's choosing
-DISCLAIMER = "An independent implementation of DeepSeek-V2. Not affiliated with DeepSeek."
 
 
 def create_app(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Row, and_, bindparam, case, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -52,10 +52,33 @@ class Hold:
     covered: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bill:
+    """A settled request."""
+
+    request_id: str
+    delivered: Usage
+    cost: int
+    outcome: Outcome
+
+
+class Witness(Protocol):
+    """Who keeps what was paid for: it writes in the transaction that writes the money, and so the two always agree."""
+
+    def texts(self, request_ids: Collection[str]) -> Mapping[str, str]:
+        """What those of the requests that it keeps have delivered by now."""
+        ...
+
+    async def persisted(self, connection: AsyncConnection, texts: Mapping[str, str]) -> None: ...
+
+    async def settled(self, connection: AsyncConnection, bill: Bill) -> None: ...
+
+
 class Billing:
-    def __init__(self, database: Database, *, clock: Clock = time.time) -> None:
+    def __init__(self, database: Database, *, clock: Clock = time.time, witness: Witness | None = None) -> None:
         self.database = database
         self.clock = clock
+        self.witness = witness
 
     def now(self) -> int:
         return int(self.clock())
@@ -102,9 +125,10 @@ class Billing:
             return await self._settle(connection, request_id, delivered, outcome)
 
     async def persist(self, counts: Mapping[str, Usage]) -> None:
-        """Write down what running requests have delivered, and renew their leases."""
+        """Write down what running requests have delivered, and renew their leases. `counts` are of this moment."""
         if not counts:
             return
+        texts = self.witness.texts(counts) if self.witness else {}
         names = ("prompt_tokens", "cached_tokens", "completion_tokens")
         lease = self._lease()
         rows = [
@@ -114,6 +138,8 @@ class Billing:
         async with self.database.write() as connection:
             # `bindparam` by hand: a column of the WHERE clause may not share its parameter's name.
             await connection.execute(update(holds).where(holds.c.id == bindparam("hold")), rows)
+            if self.witness and texts:
+                await self.witness.persisted(connection, texts)
 
     async def sweep(self, alive: Collection[str] = ()) -> int:
         """Settle the holds of processes that are gone at what they had written down; the number of holds."""
@@ -167,6 +193,8 @@ class Billing:
         await ledger.post(connection, "usage", request_id, [*entries, Entry(ledger.REVENUE, cost)], self.now())
         await self._settle_on_key(connection, row, cost)
         await connection.execute(insert(usage).values(self._usage_row(row, price, delivered, cost, outcome)))
+        if self.witness:
+            await self.witness.settled(connection, Bill(request_id, delivered, cost, outcome))
         return cost
 
     def _usage_row(self, row: Row[Any], price: Price, delivered: Usage, cost: int, outcome: Outcome) -> dict[str, Any]:

@@ -216,6 +216,7 @@ class Run:
         self._ended: set[int] = set()
         self.meter = service.access.meter(job.principal, job.id, self._prompt_tokens, service.most_tokens(job))
         hidden = service.tokenizer.special_ids if job.params.skip_special_tokens else frozenset[int]()
+        self._opened = False
         choices = len(job.requests) * job.params.n
         self._aligners = [Aligner(hidden, strip_space=job.strip_space) for _ in range(choices)]
 
@@ -236,11 +237,18 @@ class Run:
         seen = [self._usages[i].cached_tokens for i in range(number * n, number * n + n) if i in self._usages]
         return min(seen, default=0)
 
+    async def open(self) -> None:
+        """Hold what the answer may cost, or raise. `deltas` does it too, unless it was done; who calls it and then does
+        not iterate `deltas` closes the meter."""
+        if not self._opened:
+            self._opened = True
+            await self.meter.open()
+
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """What each step adds. However it ends, what was delivered is paid for when this is closed."""
         outcome: Outcome = "aborted"
         try:
-            await self.meter.open()
+            await self.open()
             async with contextlib.aclosing(self._covered()) as deltas:
                 async for delta in deltas:
                     yield delta

@@ -21,12 +21,14 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Connection,
+    Float,
     ForeignKey,
     Index,
     Integer,
     MetaData,
     String,
     Table,
+    Text,
     event,
     make_url,
 )
@@ -79,6 +81,7 @@ users = _table(
     _needed("role", String(16)),  # user, admin
     _needed("state", String(16)),  # active, disabled, deleted
     _needed("created", Seconds),
+    _needed("terms", Integer, default=0, server_default="0"),  # the version that was accepted
 )
 
 # The site's sessions and the long-lived client tokens; a JWT is worth what its row here says.
@@ -248,6 +251,90 @@ audit = _table(
     _needed("detail", JSON),
     _needed("address", String(64)),
     _needed("created", Seconds, index=True),
+)
+
+# What the site keeps. A chat's messages are a tree; `current` is the end of the branch that is shown.
+chats = _table(
+    "chats",
+    _id(),
+    _needed("token", String(32), unique=True),  # its id outside
+    _user(),
+    _needed("title", String(200)),
+    _needed("title_by", String(8)),  # auto, user
+    _needed("pinned", Boolean),
+    _needed("mode", String(8)),  # chat, coder
+    _needed("system", Text),
+    Column("temperature", Float),
+    Column("max_tokens", Integer),
+    Column("current", Integer),
+    _needed("last", Integer, default=0),  # the highest number that a message has had
+    _needed("created", Seconds),
+    _needed("updated", Seconds),
+    Column("deleted", Seconds),  # it is kept a while, so that it can be restored
+    Index("ix_chats_user_id_updated", "user_id", "updated"),
+)
+
+# `request_id` is the running answer's bill in the making; counts, cost and times are sums over an answer's requests.
+messages = _table(
+    "messages",
+    _id(),
+    _needed("chat_id", Id, ForeignKey("chats.id")),
+    _needed("number", Integer),
+    Column("parent", Integer),
+    _needed("role", String(16)),  # user, assistant
+    _needed("content", Text),
+    _needed("attachments", JSON),
+    _needed("status", String(16)),  # running, done, stopped, failed
+    Column("finish_reason", String(16)),
+    Column("stop_reason", String(32)),
+    Column("error", JSON),
+    _needed("model", String(200)),
+    Column("temperature", Float),
+    Column("request_id", String(64), index=True),
+    _needed("prompt_tokens", BigInteger, default=0),
+    _needed("cached_tokens", BigInteger, default=0),
+    _needed("completion_tokens", BigInteger, default=0),
+    _needed("context_tokens", BigInteger, default=0),
+    _needed("cost", Money, default=0),
+    Column("first_token_ms", BigInteger),
+    _needed("ms", BigInteger, default=0),
+    _needed("created", Seconds),
+    Index("uq_messages_chat_id_number", "chat_id", "number", unique=True),
+)
+
+# A snapshot that anyone with the link can read, until it is deleted.
+shares = _table(
+    "shares",
+    _id(),
+    _needed("token", String(32), unique=True),
+    _user(index=True),
+    Column("chat_id", Id, ForeignKey("chats.id"), index=True),
+    _needed("title", String(200)),
+    _needed("messages", JSON),
+    _needed("created", Seconds),
+)
+
+presets = _table(
+    "presets",
+    _id(),
+    _user(index=True),
+    _needed("name", String(100)),
+    _needed("system", Text),
+    Column("temperature", Float),
+)
+
+terms = _table(
+    "terms",
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    _needed("text", Text),
+    _needed("created", Seconds),
+)
+
+licences = _table(
+    "licences",
+    Column("model", String(200), primary_key=True),
+    _needed("record", JSON),
+    _needed("updated", Seconds),
 )
 
 facts = _table("facts", Column("name", String(64), primary_key=True), _needed("value", String(200)))

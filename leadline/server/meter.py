@@ -34,6 +34,7 @@ class HoldMeter:
         self.usage = Usage()  # what is delivered, as far as `delivered` was told
         self._opening: asyncio.Task[Hold] | None = None
         self._hold: Hold | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._dry = False  # the last extension brought nothing; the next is tried when nothing is left
 
     async def open(self) -> None:
@@ -60,7 +61,8 @@ class HoldMeter:
     async def close(self, outcome: Outcome) -> None:
         """Settle; a second call changes nothing. Returns when the bill is written, unless it is cancelled: then the
         bill is written all the same."""
-        await asyncio.shield(self.meters.spawn(self._settle(outcome)))
+        self._closing = self._closing or self.meters.spawn(self._settle(outcome))
+        await asyncio.shield(self._closing)
 
     async def _settle(self, outcome: Outcome) -> None:
         if self._opening is None:
@@ -101,17 +103,11 @@ class Meters:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
         """Persist and sweep meanwhile; at the end, wait for the settlements that are on their way."""
-        loops = [
-            asyncio.create_task(_every(PERSIST_SECONDS, self.persist)),
-            asyncio.create_task(_every(SWEEP_SECONDS, self.sweep)),
-        ]
-        try:
-            yield
-        finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
-            await self.drain()
+        async with every(PERSIST_SECONDS, self.persist), every(SWEEP_SECONDS, self.sweep):
+            try:
+                yield
+            finally:
+                await self.drain()
 
     async def persist(self) -> None:
         """Write down what has changed, and of the rest what would soon lose its lease."""
@@ -131,7 +127,18 @@ class Meters:
         return usage != meter.usage or now - when >= LEASE_SECONDS / 3
 
 
-async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+@contextlib.asynccontextmanager
+async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
+    """`work` again and again, meanwhile."""
+    loop = asyncio.create_task(_again(seconds, work))
+    try:
+        yield
+    finally:
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+
+
+async def _again(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
     """From start to start, so that slow work hardly comes less often; but never without a pause for others."""
     loop = asyncio.get_running_loop()
     while True:

@@ -13,21 +13,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import Request
-from sqlalchemy import Row
+from sqlalchemy import Row, select
 
 from leadline.engine.types import Usage
 from leadline.errors import AuthenticationError, PermissionDenied
+from leadline.server import chats, legal
 from leadline.server.access import Meter, Outcome, Principal
-from leadline.server.accounts import TOUCH_SECONDS, change_user, find_session, find_user, forget_ended, touch_session
+from leadline.server.accounts import (
+    DAY,
+    TOUCH_SECONDS,
+    change_user,
+    find_session,
+    find_user,
+    forget_ended,
+    touch_session,
+)
+from leadline.server.answers import LINGER_SECONDS, Answers
 from leadline.server.auth import Passwords, bearer, is_key, masked, read_token
 from leadline.server.billing import Billing, Order
+from leadline.server.db import usage
 from leadline.server.keys import find_key, touch_key
 from leadline.server.limits import Rates, Slots, Throttle, network
-from leadline.server.meter import HoldMeter, Meters
+from leadline.server.meter import HoldMeter, Meters, every
 from leadline.server.money import Price
 from leadline.server.store import DEFAULT_PRICE, Currency, Store, open_store
 
 COOKIE = "leadline_session"
+UPKEEP_SECONDS = 60.0
 BLOCK_SECONDS = 300.0
 
 SignUp = Literal["open", "invite", "closed"]
@@ -46,6 +58,8 @@ class PlatformSettings:
     concurrency: int = 32
     trusted_proxies: tuple[str, ...] = ()  # whose X-Forwarded-For and -Proto are believed
     durable: bool = True
+    linger_seconds: float = LINGER_SECONDS  # how long an answer on the site goes on when nobody watches it
+    retention_days: int | None = None  # after which a chat that nobody touches is forgotten
 
 
 class Platform:
@@ -57,6 +71,7 @@ class Platform:
         self.slots = Slots()
         self.sources = Throttle(most=30, block_seconds=BLOCK_SECONDS)
         self.pairs = Throttle(most=5, block_seconds=BLOCK_SECONDS)  # of a source and an account
+        self.answers: Answers | None = None  # the site's, when there is one
         self._open: tuple[Store, Meters] | None = None
 
     @property
@@ -77,16 +92,27 @@ class Platform:
             await store.set_currency(settings.currency)
             await store.ensure_price(model, settings.price)
             async with store.database.write() as connection:
-                await forget_ended(connection, store.now())
+                await legal.ensure_terms(connection, store.now())
             self.model = model
-            meters = Meters(Billing(store.database, clock=store.clock))
-            async with meters.running():
+            meters = Meters(Billing(store.database, clock=store.clock, witness=self.answers))
+            async with meters.running(), every(UPKEEP_SECONDS, self._upkeep):
                 self._open = store, meters
                 try:
                     yield
                 finally:
+                    if self.answers is not None:
+                        await self.answers.close()
                     await meters.drain()
                     self._open = None
+
+    async def _upkeep(self) -> None:
+        """Forget what is over: sessions, answers to repeat, chats that were deleted or are older than is kept."""
+        if self._open is None:
+            return
+        store, days = self.store, self.settings.retention_days
+        async with store.database.write() as connection:
+            await forget_ended(connection, store.now())
+            await chats.purge(connection, store.now(), None if days is None else days * DAY)
 
     # ---- who asks ----------------------------------------------------------------------------------------------
 
@@ -175,6 +201,12 @@ class Platform:
         assert principal.user_id is not None
         order = Order(request_id, principal.user_id, principal.key_id, self.model, prompt_tokens, most)
         return AccountMeter(self.meters.meter(order), self.slots, self._slots_of(principal))
+
+    async def cost(self, request_id: str) -> int:
+        """What a request that has ended did cost."""
+        async with self.store.database.read() as connection:
+            amount = await connection.scalar(select(usage.c.amount).where(usage.c.request_id == request_id))
+        return int(amount or 0)
 
     def _rate(self, principal: Principal) -> None:
         if principal.requests_per_minute is not None:

@@ -40,8 +40,8 @@ def build(handlers: Any, prefix: str, routes: Sequence[Route]) -> APIRouter:
     return router
 
 
-async def body(request: Request, schema: type[Model]) -> Model:
-    return await read_json(request, schema, BODY_BYTES)
+async def body(request: Request, schema: type[Model], limit: int = BODY_BYTES) -> Model:
+    return await read_json(request, schema, limit)
 
 
 def address(request: Request) -> str:

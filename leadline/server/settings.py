@@ -11,6 +11,8 @@ MIB = 1 << 20
 # The only names a browser on this machine can have meant; any other Host is another site's name rebound to loopback.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
+DISCLAIMER = "An independent implementation of DeepSeek-V2. Not affiliated with DeepSeek."
+
 ANY_HOST = "*"  # among the allowed hosts of a server with accounts
 
 

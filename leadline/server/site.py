@@ -18,14 +18,18 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from leadline.errors import LeadlineError, PermissionDenied
 from leadline.server.account import AccountRoutes
 from leadline.server.admin import AdminRoutes
+from leadline.server.answers import Answers
+from leadline.server.chat_routes import ChatRoutes
 from leadline.server.completion import CompletionService
 from leadline.server.errors import error_response, json_response
 from leadline.server.hosts import host_name, urlsplit_netloc
 from leadline.server.ledger import balance
+from leadline.server.library_routes import LibraryRoutes
 from leadline.server.money import format_money
 from leadline.server.openai import PREFIXES
 from leadline.server.platform import Platform
 from leadline.server.settings import ANY_HOST
+from leadline.server.site_routes import SiteRoutes
 
 SITE = "/api/"
 LEGACY = "/api/v0/"  # the chat protocol of 2024: bearer tokens alone, from programs that send another site's Origin
@@ -44,8 +48,17 @@ _PREFLIGHT = {
 
 
 def add_platform(app: FastAPI, platform: Platform, service: CompletionService) -> None:
-    app.include_router(AccountRoutes(platform).router())
-    app.include_router(AdminRoutes(platform, service.engine).router())
+    answers = Answers(service, lambda: platform.store.database, platform.settings.linger_seconds)
+    platform.answers = answers
+    pages = (
+        SiteRoutes(platform, service),
+        AccountRoutes(platform),
+        ChatRoutes(platform, service, answers),
+        LibraryRoutes(platform),
+        AdminRoutes(platform, service, answers),
+    )
+    for routes in pages:
+        app.include_router(routes.router())
     for prefix in PREFIXES:
         app.include_router(_balance_router(platform), prefix=prefix)
     app.add_middleware(SiteGuard, allowed_hosts=service.settings.allowed_hosts)

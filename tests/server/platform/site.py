@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from leadline.server import accounts, keys, ledger, wallet
 from leadline.server.auth import Passwords
-from leadline.server.db import holds, usage
+from leadline.server.db import holds, metadata, usage
 from leadline.server.money import Price
 from leadline.server.platform import Platform, PlatformSettings
 from leadline.server.settings import ServerSettings
@@ -58,11 +58,18 @@ class Site:
         async def make(connection: AsyncConnection, store: Store) -> int:
             password = HASHER.hash(PASSWORD)
             user = await accounts.create_user(connection, address, password, now=store.now(), role=role)
+            await accounts.change_user(connection, user.id, terms=1)
             if balance:
                 await wallet.grant(connection, user.id, balance, ref="test", now=store.now(), kind="topped_up")
             return int(user.id)
 
         return self.work(make)
+
+    def email(self, user_id: int) -> str:
+        async def read(connection: AsyncConnection, _: Store) -> str:
+            return str((await accounts.get_user(connection, user_id)).email)
+
+        return self.work(read)
 
     def key(self, user_id: int, **spec: Any) -> str:
         async def make(connection: AsyncConnection, store: Store) -> str:
@@ -114,6 +121,15 @@ class Site:
 
         return self.work(read)
 
+    def count(self, table: str, user_id: int) -> int:
+        """Rows of this user's."""
+
+        async def read(connection: AsyncConnection, _: Store) -> int:
+            columns = metadata.tables[table].c
+            return int(await connection.scalar(select(func.count()).where(columns.user_id == user_id)) or 0)
+
+        return self.work(read)
+
     def faults(self) -> list[str]:
         async def read(connection: AsyncConnection, store: Store) -> list[str]:
             return await ledger.faults(connection)
@@ -123,10 +139,17 @@ class Site:
 
 @contextlib.contextmanager
 def live_site(
-    tokenizer: Tokenizer, folder: Path, *, server: ServerSettings | None = None, options: Any = None, **engine: Any
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    server: ServerSettings | None = None,
+    options: Any = None,
+    fresh: bool = True,
+    **engine: Any,
 ) -> Generator[Site, None, None]:
     """A platform with `options` for its settings, over a fake engine made with `engine`."""
-    empty_database(folder)
+    if fresh:
+        empty_database(folder)
     price = Price(0, "", 0, HIT, MISS, OUTPUT)
     given = {"price": price, "durable": False, "requests_per_minute": 100_000, "concurrency": 1000, **(options or {})}
     settings = PlatformSettings(folder, **given)

@@ -55,7 +55,7 @@ def member(site: Site, email: str, **options: Any) -> httpx2.Client:
 
 def test_sign_up_by_invitation_brings_its_grant_once(site: Site) -> None:
     invite = link(site, "invite", grant=5 * 10**9, grant_days=30)
-    body = {"email": " New@Example.org ", "password": NEW, "name": "New"}
+    body = {"email": " New@Example.org ", "password": NEW, "name": "New", "terms": 1}
     browser = site.client()
     assert browser.post("/api/signup", json=body).status_code == 403
     assert browser.post("/api/signup", json={**body, "invite": "wrong"}).status_code == 401
@@ -77,7 +77,7 @@ def test_sign_up_by_invitation_brings_its_grant_once(site: Site) -> None:
 def test_sign_up_open_and_closed(tokenizer: Tokenizer, tmp_path: Path, signup: str, status: int) -> None:
     with live_site(tokenizer, tmp_path, options={"signup": signup}) as other:
         browser = other.client()
-        made = browser.post("/api/signup", json={"email": "a@example.org", "password": NEW})
+        made = browser.post("/api/signup", json={"email": "a@example.org", "password": NEW, "terms": 1})
         assert made.status_code == status
         if status == 200:
             assert browser.get("/api/balance").json()["total"] == "0.00", "grants come by invitation or by operators"
@@ -362,7 +362,7 @@ def test_an_operators_day(site: Site) -> None:
     codes = operator.post("/api/admin/vouchers", json={"amount": "1.5", "count": 2}).json()["codes"]
     assert browser.post("/api/vouchers/redeem", json={"code": codes[1]}).json()["amount"] == "1.50"
     invite = operator.post("/api/admin/invites", json={"grant": "1", "uses": 2}).json()["token"]
-    sign_up = {"email": "invited@example.org", "password": NEW, "invite": invite}
+    sign_up = {"email": "invited@example.org", "password": NEW, "invite": invite, "terms": 1}
     assert site.client().post("/api/signup", json=sign_up).status_code == 200
     listed = operator.get("/api/admin/invites").json()["data"][0]
     assert (listed["uses_left"], listed["grant"]) == (1, "1.00")

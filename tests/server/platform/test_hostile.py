@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
+import httpx2
 import pytest
 
-from leadline.server import account, admin
+from leadline.server import account, admin, chat_routes, library_routes, site_routes
 from leadline.server.limits import Throttle
 from leadline.server.schemas import Schema
 from leadline.tokenizer import Tokenizer
@@ -29,12 +30,21 @@ NASTY: tuple[Any, ...] = (
     [],
     {"$ne": None},
 )
-GOOD = {"email": "hostile@example.org", "password": "four fathoms deep", "amount": "1", "model": "m", "code": "x"}
+GOOD: dict[str, Any] = {
+    "email": "hostile@example.org",
+    "password": "four fathoms deep",
+    "amount": "1",
+    "model": "m",
+    "code": "x",
+}
+GOOD |= {"content": "Hello", "messages": [], "leadline_chats": 1, "chats": [], "name": "x", "text": "x"}
 GOOD |= {"hit": "1", "miss": "1", "output": "1", "token": "x", "old": "x", "new": "y" * 10}
-QUERIES = ("by", "from", "to", "before", "after", "query")
+QUERIES = ("by", "from", "to", "before", "after", "query", "cursor", "limit", "offset", "format", "chat")
 STRANGE = ("\0", "%", "9" * 30, "-1", "x" * 5000, "%ff", "'; DROP TABLE users; --")
-ROUTES = [("/api" + path, schema) for _, path, _, schema in account._ROUTES if schema is not None]
-ROUTES += [("/api/admin" + path, schema) for _, path, _, schema in admin._ROUTES if schema is not None]
+TABLES = (account._ROUTES, chat_routes._ROUTES, library_routes._ROUTES, site_routes._ROUTES)
+OWN = [(method, "/api" + path, schema) for table in TABLES for method, path, _, schema in table]
+OPERATORS = [(method, "/api/admin" + path, schema) for method, path, _, schema in admin._ROUTES]
+ROUTES = [(method, path, schema) for method, path, schema in [*OWN, *OPERATORS] if schema is not None]
 
 
 @pytest.fixture(scope="module")
@@ -46,38 +56,36 @@ def site(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Gene
         assert live.faults() == []
 
 
-@pytest.mark.parametrize(("path", "schema"), ROUTES, ids=[path for path, _ in ROUTES])
-def test_bodies(site: Site, path: str, schema: type[Schema]) -> None:
+def filled(site: Site, operator: httpx2.Client, path: str) -> str:
+    """The path with things in its places that are there."""
+    path = path.replace("{model:path}", "fake")
+    chat = operator.post("/api/chats", json={}).json()["id"] if "{chat}" in path else ""
+    user = site.user() if "{user_id}" in path else 0
+    return path.format(user_id=user, chat=chat, number=1, preset=1, token="x", key_id=1, session_id="x")
+
+
+@pytest.mark.parametrize(("method", "path", "schema"), ROUTES, ids=[f"{method} {path}" for method, path, _ in ROUTES])
+def test_bodies(site: Site, method: str, path: str, schema: type[Schema]) -> None:
     operator = site.operator()
-    path = path.format(user_id=site.user())
+    path = filled(site, operator, path)
     good = {name: GOOD[name] for name in schema.model_fields if name in GOOD}
     for place, name in enumerate(schema.model_fields):
-        for value in (
-            None,
-            *NASTY[place % 3 :: 3],
-        ):  # a third for each, and over the routes all for every kind of field
-            answer = operator.post(path, json={**good, name: value})
+        # A third for each, and over the routes all for every kind of field.
+        for value in (None, *NASTY[place % 3 :: 3]):
+            answer = operator.request(method, path, json={**good, name: value})
             assert answer.status_code < 500, (name, value, answer.text)
             if answer.status_code >= 400:
                 assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.parametrize("path", [path for method, path, _, _ in account._ROUTES if method == "GET"])
+@pytest.mark.parametrize("path", [path for method, path, _ in [*OWN, *OPERATORS] if method == "GET"])
 def test_queries(site: Site, path: str) -> None:
     operator = site.operator()
+    path = filled(site, operator, path)
     for value in STRANGE:
-        answer = operator.get("/api" + path, params=dict.fromkeys(QUERIES, value))
-        assert answer.status_code < 500, value
-
-
-@pytest.mark.parametrize("path", [path for method, path, _, _ in admin._ROUTES if method == "GET"])
-def test_operators_queries(site: Site, path: str) -> None:
-    operator = site.operator()
-    for value in STRANGE:
-        answer = operator.get("/api/admin" + path, params=dict.fromkeys(QUERIES, value))
-        assert answer.status_code < 500, value
-        answer = operator.get("/api/admin" + path, params={"query": value})
-        assert answer.status_code < 500, value
+        for query in (dict.fromkeys(QUERIES, value), {"query": value}):
+            answer = operator.get(path, params=query)
+            assert answer.status_code < 500, value
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "x", "1.5", str(1 << 63), "9" * 50, "%00", "..", "1%2f2"])

@@ -1,0 +1,166 @@
+"""Chats in and out: JSON with every branch, which comes back as it went, and Markdown of one branch to read.
+
+An export is written as text in pieces, chat by chat, so that a large one needs little memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from leadline.errors import InvalidRequest
+from leadline.server import chats
+from leadline.server.chats import COPIED, Mode
+from leadline.server.conversation import wording
+from leadline.server.money import MOST, format_money, parse_money
+from leadline.server.schemas import Count, Number, Schema
+
+FORMAT = 1
+MOST_CHATS, MOST_MESSAGES = 10_000, 100_000
+
+_CHAT = (*chats.SHOWN, "last")
+_TREE = ("number", "parent", "created")
+
+Word = Annotated[str, Field(max_length=32)]
+Seconds = Annotated[int, Field(ge=0, lt=1 << 40)]
+Small = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class ExportedAttachment(Schema):
+    name: Annotated[str, Field(max_length=200)]
+    text: str
+
+
+class ExportedError(Schema):
+    message: Annotated[str, Field(max_length=2000)]
+    code: Annotated[str, Field(max_length=100)]
+
+
+class ExportedMessage(Schema):
+    number: Annotated[int, Field(ge=1, lt=1 << 31)]
+    parent: Small | None = None
+    role: Literal["user", "assistant"]
+    content: str
+    created: Seconds
+    attachments: list[ExportedAttachment] = Field([], max_length=100)
+    status: Literal["done", "stopped", "failed"] = "done"
+    finish_reason: Literal["stop", "length"] | None = None
+    stop_reason: Word | None = None
+    error: ExportedError | None = None
+    model: Annotated[str, Field(max_length=200)] = ""
+    temperature: Number | None = None
+    prompt_tokens: Count = 0
+    cached_tokens: Count = 0
+    completion_tokens: Count = 0
+    context_tokens: Count = 0
+    first_token_ms: Count | None = None
+    ms: Count = 0
+    cost: Annotated[str, Field(max_length=30)] = "0.00"
+
+
+class ExportedChat(Schema):
+    title: Annotated[str, Field(max_length=200)] = ""
+    title_by: Literal["auto", "user"] = "auto"
+    pinned: bool = False
+    mode: Mode = "chat"
+    system: str = ""
+    temperature: Number | None = None
+    max_tokens: Small | None = None
+    created: Seconds
+    updated: Seconds
+    current: Small | None = None
+    last: Small = 0
+    messages: Annotated[list[ExportedMessage], Field(max_length=MOST_MESSAGES)]
+
+
+class Export(Schema):
+    leadline_chats: Literal[1]
+    chats: Annotated[list[ExportedChat], Field(max_length=MOST_CHATS)]
+
+
+# ---- out -----------------------------------------------------------------------------------------------------------
+
+
+async def exported(connection: AsyncConnection, chat: Row[Any]) -> dict[str, Any]:
+    rows = await chats.messages_of(connection, chat.id)
+    return {**{name: getattr(chat, name) for name in _CHAT}, "messages": [_message(row) for row in rows]}
+
+
+def document(parts: Sequence[dict[str, Any]]) -> bytes:
+    text = json.dumps({"leadline_chats": FORMAT, "chats": list(parts)}, ensure_ascii=False, indent=1)
+    return text.encode("utf-8", errors="replace") + b"\n"
+
+
+def _message(row: Row[Any]) -> dict[str, Any]:
+    """Nothing runs in an export: of a running answer it has what is written down."""
+    fields = {name: getattr(row, name) for name in (*_TREE, *COPIED)}
+    if row.status == "running":
+        fields |= {"status": "stopped", "stop_reason": "stopped"}
+    return {**fields, "cost": format_money(row.cost)}
+
+
+def markdown(chat: Row[Any], way: Sequence[Row[Any]]) -> bytes:
+    """The branch `way`, each message under a heading that says whose it is and when."""
+    parts = [f"# {' '.join(chat.title.split()) or 'Chat'}"]
+    if chat.system:
+        parts.append(f"## System\n\n{chat.system}")
+    for row in way:
+        who = "User" if row.role == "user" else f"Assistant ({row.model})" if row.model else "Assistant"
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(row.created))
+        said = wording({"attachments": row.attachments, "content": row.content})
+        parts.append(f"## {who}, {when}\n\n{said}")
+    return ("\n\n".join(parts) + "\n").encode("utf-8", errors="replace")
+
+
+def file_name(title: str, suffix: str) -> str:
+    """ASCII for the header's plain form; what a title has beside is left out."""
+    words = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-")[:60]
+    return f"{words or 'chat'}.{suffix}"
+
+
+# ---- in ------------------------------------------------------------------------------------------------------------
+
+
+async def imported(connection: AsyncConnection, user_id: int, given: Export, now: int) -> list[Row[Any]]:
+    """New chats of this user's; all of them or none."""
+    for number, chat in enumerate(given.chats):
+        _check_tree(chat, f"chats.{number}")
+    return [await _import(connection, user_id, chat, now) for chat in given.chats]
+
+
+async def _import(connection: AsyncConnection, user_id: int, given: ExportedChat, now: int) -> Row[Any]:
+    values = given.model_dump(exclude={"messages", "title", "title_by", "created", "updated"})
+    last = max((each.number for each in given.messages), default=0)
+    chat = await chats.create(connection, user_id, now, **{**values, "last": max(given.last, last)})
+    for each in given.messages:
+        fields = {name: getattr(each, name) for name in ("parent", *COPIED) if name not in ("attachments", "error")}
+        fields["attachments"] = [attachment.model_dump() for attachment in each.attachments]
+        fields["error"] = each.error.model_dump() if each.error else None
+        fields["cost"] = _cost(each.cost)
+        await chats.add_message(connection, chat, each.number, each.created, **fields)
+    kept = {"title": given.title, "title_by": given.title_by, "created": given.created, "updated": given.updated}
+    return await chats.change(connection, chat.id, **kept)
+
+
+def _cost(text: str) -> int:
+    return min(parse_money(text, "cost"), MOST)
+
+
+def _check_tree(chat: ExportedChat, where: str) -> None:
+    """A parent comes before its children, so that every branch has a root."""
+    seen: set[int] = set()
+    for each in sorted(chat.messages, key=lambda message: message.number):
+        if each.number in seen:
+            raise InvalidRequest(f"{where}: two messages have the number {each.number}", param=where)
+        if each.parent is not None and each.parent not in seen:
+            raise InvalidRequest(f"{where}: message {each.number} has no parent {each.parent} before it", param=where)
+        seen.add(each.number)
+    if chat.current is not None and chat.current not in seen:
+        raise InvalidRequest(f"{where}: there is no message {chat.current}, its current one", param=where)
