@@ -36,6 +36,7 @@ WITHOUT_TORCH_MODULES = (
     "leadline.engine.blocks",
     "leadline.engine.sequence",
     "leadline.engine.checks",
+    "leadline.engine.grammar",
     "leadline.engine.fake",
 )
 DISTRIBUTED = {"parallel", "checkpoint", "train"}

@@ -15,12 +15,15 @@ import dataclasses
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 from leadline.engine.engine import Engine
 from leadline.engine.types import EngineInfo, EngineOutput, EngineRequest, EngineStats
 from leadline.errors import EngineDead, EngineError, EngineOverloaded, InvalidRequest, LeadlineError
 
 Item = EngineOutput | LeadlineError
+
+PREPARE_SECONDS = 10.0  # until a request whose grammar is not compiled by then is refused
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -44,6 +47,7 @@ class AsyncEngine:
         self._streams: dict[str, Stream] = {}
         self._closing = self._stopping = False
         self._death: str | None = None
+        self._preparing = ThreadPoolExecutor(1, "leadline-grammars")  # its thread starts with the first grammar
         self._thread = threading.Thread(target=self._work, name="leadline-engine", daemon=True)
         self._thread.start()
 
@@ -76,11 +80,13 @@ class AsyncEngine:
         with self._changed:
             self._stopping = True
             self._changed.notify()
+        self._preparing.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._thread.join)
 
     # ---- the asking side ---------------------------------------------------------------------------------------
 
     async def _stream(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        await self._prepare(request)
         stream = Stream(request, asyncio.get_running_loop(), asyncio.Queue(), request.params.n)
         self._open(stream)
         try:
@@ -93,6 +99,16 @@ class AsyncEngine:
                 yield item
         finally:
             self._leave(stream)
+
+    async def _prepare(self, request: EngineRequest) -> None:
+        """Compile its grammar beside the engine's thread, so that nobody else's answer waits for it."""
+        if request.params.grammar is None:
+            return
+        work = asyncio.get_running_loop().run_in_executor(self._preparing, self._engine.prepare, request)
+        try:
+            await asyncio.wait_for(work, PREPARE_SECONDS)
+        except TimeoutError:
+            raise InvalidRequest("the grammar takes too long to compile; make it simpler", param="grammar") from None
 
     def _open(self, stream: Stream) -> None:
         name = stream.request.request_id

@@ -20,8 +20,9 @@ from leadline.checkpoint.plan import choose_cache_dtype
 from leadline.engine.blocks import BlockManager
 from leadline.engine.checks import check_request
 from leadline.engine.disk import DiskCache
+from leadline.engine.grammar import ConstraintProvider
 from leadline.engine.runner import ModelRunner, Runner
-from leadline.engine.sampler import Choice, ConstraintProvider, Sampler
+from leadline.engine.sampler import Choice, Sampler
 from leadline.engine.scheduler import ScheduledBatch, Scheduler, SchedulerConfig
 from leadline.engine.sequence import Sequence, Vocabulary, make_sequences
 from leadline.engine.store import PageStore, namespace_of
@@ -83,6 +84,11 @@ class Engine:
         """Raise what is wrong with a request before any work; changes nothing, so any thread may call it."""
         adapters = request.params.adapter in self.adapters
         check_request(request, self.info, grammars=self.constraints is not None, adapters=adapters)
+
+    def prepare(self, request: EngineRequest) -> None:
+        """What `add` would take long for: compiling a grammar. Changes no request, so any thread may call it."""
+        if self.constraints is not None and request.params.grammar is not None:
+            self.constraints.prepare(request.params.grammar)
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request; raises `InvalidRequest` or `EngineOverloaded`, and then nothing has changed."""

@@ -8,10 +8,12 @@ engine.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from leadline.engine.checks import check_request
+from leadline.engine.grammar import ConstraintProvider
 from leadline.engine.sequence import Sequence, Vocabulary, make_sequences
 from leadline.engine.types import EngineInfo, EngineOutput, EngineRequest, EngineStats, TokenLogprob
 from leadline.errors import EngineDead, EngineOverloaded
@@ -32,7 +34,8 @@ class FakeEngine:
     """Implements `EngineProtocol`. `answer` is the text, or a function of the request and the answer's index.
 
     `tokens_per_second` None is as fast as the event loop. `error_after` k: each answer fails with an error after k
-    tokens. `kill()` makes it dead: running streams and later submits raise `EngineDead`.
+    tokens. `kill()` makes it dead: running streams and later submits raise `EngineDead`. With `constraints`, where the
+    grammar does not allow the answer's next token, any that it allows is taken.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class FakeEngine:
         context_length: int = 4096,
         max_requests: int = 1024,
         error_after: int | None = None,
+        constraints: ConstraintProvider | None = None,
     ) -> None:
+        self.constraints = constraints
         self.tokenizer = tokenizer
         self.answer = answer
         self.seconds_per_token = 0.0 if tokens_per_second is None else 1.0 / tokens_per_second
@@ -116,6 +121,8 @@ class FakeEngine:
     # ---- one request -------------------------------------------------------------------------------------------
 
     async def _stream(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        if self.constraints is not None and request.params.grammar is not None:
+            await asyncio.to_thread(self.constraints.prepare, request.params.grammar)
         sequences = self._start(request)
         scripts = [self._script(request, sequence.index) for sequence in sequences]
         try:
@@ -135,6 +142,8 @@ class FakeEngine:
         cached = self._cached_tokens(request)
         for sequence in sequences:
             sequence.cached_tokens = cached
+            if self.constraints is not None and request.params.grammar is not None:
+                sequence.constraint = self.constraints.start(request.params.grammar)
         self.running[request.request_id] = sequences
         self.requests.append(request)
         self._counts["prompt"] += len(request.prompt_ids)
@@ -163,6 +172,9 @@ class FakeEngine:
             error = f"request {sequence.request_id}: the model's numbers are not finite"
             return sequence.output(sequence.finish("error", error=error))
         token = self._token(sequence, script)
+        if sequence.constraint is not None:
+            token = _allowed_token(sequence, token)
+            sequence.constraint.accept(token)
         self._counts["generated"] += 1
         logprobs = self._logprobs(sequence, token)
         return sequence.output(sequence.append(token), (token,), logprobs)
@@ -193,3 +205,13 @@ class FakeEngine:
         self._cancelled.discard(request.request_id)
         whole = all(sequence.finished and sequence.finish_reason != "cancelled" for sequence in sequences)
         self._counts["finished" if whole else "cancelled"] += 1
+
+
+def _allowed_token(sequence: Sequence, wanted: int) -> int:
+    """`wanted` where the grammar allows it, else one that seed and place name, as far from it as chance has it."""
+    assert sequence.constraint is not None
+    bits = sequence.constraint.allowed()
+    if bits[wanted >> 3] >> (wanted & 7) & 1:
+        return wanted
+    allowed = [token for token in range(8 * len(bits)) if bits[token >> 3] >> (token & 7) & 1]
+    return random.Random(f"{sequence.seed} {sequence.index} {sequence.generated}").choice(allowed)

@@ -11,6 +11,7 @@ from leadline.checkpoint.load import load_model
 from leadline.checkpoint.machine import parse_bytes
 from leadline.checkpoint.plan import Plan
 from leadline.engine.engine import Engine, EngineConfig
+from leadline.engine.grammar import GrammarProvider
 from leadline.engine.scheduler import SchedulerConfig
 from leadline.engine.store import LIMIT_BYTES, TTL_SECONDS, default_root
 from leadline.errors import ConfigError
@@ -78,7 +79,9 @@ def load_engine(
         weights=fingerprint(loaded.folder),
         scheduler=scheduler,
     )
-    engine = Engine(loaded.model, loaded.tokenizer, config, eos_ids=loaded.generation.eos_token_ids)
+    eos_ids = loaded.generation.eos_token_ids
+    grammars = GrammarProvider(loaded.tokenizer, eos_ids or ())
+    engine = Engine(loaded.model, loaded.tokenizer, config, eos_ids=eos_ids, constraints=grammars)
     if disk_cache and enable_prefix_caching:
         engine.keep_pages(disk_cache_folder or default_root(), limit=disk_cache_size, ttl=disk_cache_days * DAY)
     engine.warm_up()

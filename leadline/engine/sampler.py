@@ -16,30 +16,13 @@ import math
 import struct
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from leadline.engine.sequence import Sequence
-from leadline.engine.types import Grammar, TokenLogprob
+from leadline.engine.types import TokenLogprob
 from leadline.ops.sampling import distribution, draw, penalise
-
-
-class Constraint(Protocol):
-    """A grammar's place in one answer."""
-
-    def mask(self, logits_V: Tensor) -> None:
-        """Set the logits of the tokens that may not come next to -inf, in place."""
-
-    def accept(self, token_id: int) -> None:
-        """The answer goes on with this token."""
-
-
-class ConstraintProvider(Protocol):
-    """Makes constraints from grammars; `InvalidRequest` for one that it cannot read."""
-
-    def start(self, grammar: Grammar) -> Constraint: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,7 +93,7 @@ class Sampler:
         if forbidden := sequence.forbidden():
             logits_V[sorted(forbidden)] = -math.inf
         if sequence.constraint is not None:
-            sequence.constraint.mask(logits_V)
+            logits_V.masked_fill_(~unpacked(sequence.constraint.allowed(), len(logits_V)).to(device), -math.inf)
         return logits_V
 
     def logprob(self, logprobs_V: Tensor, token: int, top: int) -> TokenLogprob:
@@ -128,6 +111,12 @@ class Sampler:
 def is_plain(sequence: Sequence) -> bool:
     """Whether the likeliest token of the row is the answer, and nobody asks how likely."""
     return sequence.plain and not sequence.forbidden()
+
+
+def unpacked(bits: bytes, count: int) -> Tensor:
+    """The first `count` bits as booleans, the lowest of each byte first; what is not there is False."""
+    whole = torch.frombuffer(bytearray(bits.ljust(-(-count // 8), b"\0")), dtype=torch.uint8)
+    return (whole[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).bool().flatten()[:count]
 
 
 def uniform(seed: int, index: int, place: int) -> float:

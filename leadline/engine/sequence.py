@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import enum
 import secrets
-from typing import Any, Protocol
+from typing import Protocol
 
+from leadline.engine.grammar import Constraint
 from leadline.engine.types import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenLogprob, Usage
 from leadline.tokenizer.stream import ByteVocabulary, StreamDecoder
 
@@ -65,7 +66,7 @@ class Sequence:
         self.seed = secrets.randbits(64) if request.params.seed is None else request.params.seed
         self.plain = _plain(request.params)
         self.leader: Sequence | None = None  # the sibling whose prompt pages this one waits for
-        self.constraint: Any = None  # the grammar's state, a sampler.Constraint
+        self.constraint: Constraint | None = None  # the grammar's place
         # the scheduler's
         self.status = Status.WAITING
         self.arrival = 0

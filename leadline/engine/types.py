@@ -83,6 +83,11 @@ class SamplingParams:
             raise InvalidRequest("a stop string must not be empty", param="stop")
         if any(not -100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
             raise InvalidRequest("logit_bias values must lie in [-100, 100]", param="logit_bias")
+        if self.grammar is not None and (self.ignore_eos or self.min_tokens):
+            name = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise InvalidRequest(
+                f"{name} cannot be used with a grammar: it says itself where the answer ends", param=name
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest("min_tokens is greater than max_tokens", param="min_tokens")
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from leadline.engine.engine import EngineConfig, make_cache
 from leadline.engine.runner import RunnerOutput
@@ -185,7 +184,7 @@ def test_bad_requests_change_nothing() -> None:
         request("r", (1,), logit_bias=((300, 1.0),)),
         request("r", (1,), stop_token_ids=(999,)),
         request("r", (1,), adapter="poet"),
-        request("r", (1,), grammar=Grammar("json_object")),
+        request("r", (1,), grammar=Grammar("json_object"), ignore_eos=False),
     ):
         with pytest.raises(InvalidRequest):
             engine.add(bad)
@@ -279,10 +278,8 @@ class Letters:
     def __init__(self) -> None:
         self.next = 97
 
-    def mask(self, logits_V: Tensor) -> None:
-        keep = logits_V[self.next].clone()
-        logits_V.fill_(float("-inf"))
-        logits_V[self.next] = keep
+    def allowed(self) -> bytes:
+        return (1 << self.next).to_bytes(13, "little")  # fewer bits than tokens: the rest may not come
 
     def accept(self, token_id: int) -> None:
         assert token_id == self.next
@@ -290,6 +287,9 @@ class Letters:
 
 
 class Provider:
+    def prepare(self, grammar: Grammar) -> None:
+        self.start(grammar)
+
     def start(self, grammar: Grammar) -> Letters:
         if grammar.text != "ab":
             raise InvalidRequest("the grammar cannot be read", param="grammar")
@@ -298,10 +298,10 @@ class Provider:
 
 def test_a_grammar_leads_the_answer() -> None:
     engine = make_engine(constraints=Provider())
-    got = generate(engine, request("r", prompt(9), grammar=Grammar("regex", "ab"), max_tokens=5, n=2))
+    got = generate(engine, request("r", prompt(9), grammar=Grammar("regex", "ab"), max_tokens=5, n=2, ignore_eos=False))
     assert {"".join(output.text for output in answer) for answer in got.values()} == {"ababa"}
     with pytest.raises(InvalidRequest, match="cannot be read"):
-        engine.add(request("r", prompt(9), grammar=Grammar("regex", "?")))
+        engine.add(request("r", prompt(9), grammar=Grammar("regex", "?"), ignore_eos=False))
     assert not engine.has_work
 
 

@@ -165,11 +165,9 @@ class Digits:
     def __init__(self, length: int) -> None:
         self.left = length
 
-    def mask(self, logits_V: Tensor) -> None:
-        allowed = list(range(48, 58)) if self.left else [EOS]
-        keep = logits_V[allowed].clone()
-        logits_V.fill_(-math.inf)
-        logits_V[allowed] = keep
+    def allowed(self) -> bytes:
+        allowed = range(48, 58) if self.left else [EOS]
+        return sum(1 << token for token in allowed).to_bytes(40, "little")
 
     def accept(self, token_id: int) -> None:
         self.left -= 1

@@ -12,7 +12,7 @@ class ByteTokenizer:
     """As much of `leadline.tokenizer.Tokenizer` as an engine uses."""
 
     bos_id, eos_id = BOS, EOS
-    special_ids = frozenset({BOS, EOS})
+    special_ids = control_ids = frozenset({BOS, EOS})
 
     def __init__(self, vocab_size: int = 258) -> None:
         self.vocab_size = vocab_size
