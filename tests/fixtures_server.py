@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 
 from leadline.engine.fake import FakeEngine
+from leadline.engine.grammar import GrammarProvider
 from leadline.server.app import create_app
 from leadline.server.platform import Platform
 from leadline.server.run import Server, bind, url
@@ -58,8 +59,8 @@ def live_server(
     platform: Platform | None = None,
     **engine_options: Any,
 ) -> Generator[LiveServer, None, None]:
-    """Serve a fake engine made with `engine_options`."""
-    engine = FakeEngine(tokenizer, **engine_options)
+    """Serve a fake engine made with `engine_options`; it knows grammars."""
+    engine = FakeEngine(tokenizer, **{"constraints": GrammarProvider(tokenizer), **engine_options})
     sock = bind("127.0.0.1", 0)
     ready = threading.Event()
     server = Server(create_app(engine, tokenizer, settings, platform), ready=ready.set, grace=grace)

@@ -13,13 +13,14 @@ import dataclasses
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
 from typing import Any, Literal
 
 from leadline.engine.types import (
     EngineOutput,
     EngineProtocol,
     EngineRequest,
+    Grammar,
     SamplingParams,
     TokenLogprob,
     Usage,
@@ -28,9 +29,11 @@ from leadline.errors import EngineError, EngineOverloaded, InvalidRequest, Model
 from leadline.server.access import NOBODY, Access, OpenAccess, Outcome, Principal
 from leadline.server.logprobs import Aligner
 from leadline.server.metrics import Metrics, Timing
-from leadline.server.prompts import chat_prompt, completion_prompts, not_available, split_prompts
+from leadline.server.prompts import chat_prompt, completion_prompts, split_prompts
 from leadline.server.schemas import ChatRequest, CompletionRequest, Sampling
 from leadline.server.settings import ServerSettings
+from leadline.server.structure import answer_grammar
+from leadline.server.tools import Toolbox, read_functions, read_toolbox
 from leadline.tokenizer import Tokenizer
 
 COMPLETION_TOKENS = 16  # OpenAI's default for raw completions; a chat answer ends by itself
@@ -62,6 +65,7 @@ class Job:
     warnings: tuple[str, ...] = ()
     echoes: tuple[str, ...] = ()  # one a prompt: the text that is given back before the answer
     echo_only: bool = False  # nothing but the prompt was asked for; the one token the engine must make is dropped
+    tools: Toolbox | None = None  # how to read the answer
     strip_space: bool = False
     streamed: bool = False  # each delta is delivered when it comes, not all of them at the end
     principal: Principal = NOBODY
@@ -113,21 +117,28 @@ class CompletionService:
     async def chat(self, body: ChatRequest, principal: Principal = NOBODY) -> Job:
         self.check_model(body.model)
         principal.check_model(self.model, alias=body.model)
-        not_available(body)
         if body.top_logprobs is not None and not body.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        params = self._params(body, max_tokens=most, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        tools = read_toolbox(body.tools, body.tool_choice, body.parallel_tool_calls)
+        tools = tools or read_functions(body.functions, body.function_call)
+        opens_with_space = self.tokenizer.answer_opens_with_space
+        grammar = answer_grammar(body.response_format, tools, space=opens_with_space)
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        params = self._params(body, max_tokens=most, logprobs=logprobs, grammar=grammar)
         self._check_choices(1, params)
-        prompt = await chat_prompt(self.tokenizer, body, self.limit)
+        prompt = await chat_prompt(self.tokenizer, body, self.limit, tools.prompt if tools else None)
+        if prompt.continues and grammar is not None:
+            raise InvalidRequest("prefix cannot be used with tools or a response_format", param="messages")
         job_id = f"chatcmpl-{uuid.uuid4()}"
         requests = self._requests(job_id, [prompt.ids], params, principal.cache_salt(body.user_id))
-        strip = self.tokenizer.answer_opens_with_space and not prompt.continues
+        strip = opens_with_space and not prompt.continues
         return Job(
             job_id,
             requests,
             params,
             body.include_usage,
+            tools=tools,
             strip_space=strip,
             streamed=bool(body.stream),
             principal=principal,
@@ -136,11 +147,11 @@ class CompletionService:
     async def complete(self, body: CompletionRequest, principal: Principal = NOBODY) -> Job:
         self.check_model(body.model)
         principal.check_model(self.model, alias=body.model)
-        not_available(body)
         echo_only = bool(body.echo) and body.max_tokens == 0
         most = 1 if echo_only else COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         echoed = body.logprobs if body.echo else None
-        params = self._params(body, max_tokens=most, logprobs=body.logprobs, prompt_logprobs=echoed)
+        grammar = answer_grammar(body.response_format, None, space=False)
+        params = self._params(body, max_tokens=most, logprobs=body.logprobs, prompt_logprobs=echoed, grammar=grammar)
         given = split_prompts(body.prompt)
         self._check_choices(len(given), params)
         if body.parse_special or self._has_control_ids(given):
@@ -162,7 +173,7 @@ class CompletionService:
     def run(self, job: Job) -> Run:
         return Run(self, job)
 
-    def _params(self, body: Sampling, *, max_tokens: int | None, **more: int | None) -> SamplingParams:
+    def _params(self, body: Sampling, *, max_tokens: int | None, **more: int | Grammar | None) -> SamplingParams:
         """The model's defaults, changed by what the request says."""
         values: dict[str, Any] = {name: getattr(body, name) for name in _SAME_NAME}
         values["include_stop"] = body.include_stop_str_in_output
@@ -309,15 +320,26 @@ class Run:
     async def _stream(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """The engine's outputs; whoever leaves early takes the sequence out of the engine."""
         left = request.params.n
-        outputs = self.service.engine.submit(request)
+        with self._named():
+            outputs = self.service.engine.submit(request)
+            try:
+                async for output in outputs:
+                    left -= output.finish_reason is not None
+                    yield output
+            finally:
+                if left > 0:
+                    self.service.engine.cancel(request.request_id)
+                await close(outputs)
+
+    @contextlib.contextmanager
+    def _named(self) -> Generator[None, None, None]:
+        """A grammar is the engine's word; the request has another for what it asks for."""
         try:
-            async for output in outputs:
-                left -= output.finish_reason is not None
-                yield output
-        finally:
-            if left > 0:
-                self.service.engine.cancel(request.request_id)
-            await close(outputs)
+            yield
+        except InvalidRequest as error:
+            if error.param == "grammar":
+                error.param = "tools" if self.job.tools else "response_format"
+            raise
 
     def _delta(self, choice: int, output: EngineOutput) -> Delta:
         if output.finish_reason == "error":

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from leadline.errors import ContextLengthExceeded, InvalidRequest
 from leadline.server.schemas import ChatMessage, ChatRequest, CompletionRequest
+from leadline.server.tools import call_text, calls_text, result_text
 from leadline.tokenizer import Prompt, Tokenizer
 from leadline.tokenizer.template import Message
 
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 LONG = 1 << 14  # characters: encoding fewer takes about as long as handing them to a thread
 
-_ROLES = {"developer": "system"}
+_ROLES = {"developer": "system", "tool": "user", "function": "user"}
 _TOOL_ROLES = ("tool", "function")
 
 
@@ -31,9 +32,12 @@ class ChatPrompt:
     continues: bool
 
 
-async def chat_prompt(tokenizer: Tokenizer, body: ChatRequest, limit: int) -> ChatPrompt:
-    messages = [_message(message, index) for index, message in enumerate(body.messages)]
+async def chat_prompt(tokenizer: Tokenizer, body: ChatRequest, limit: int, tools: str | None = None) -> ChatPrompt:
+    """`tools`: what the model is told about the functions that it may call."""
     continues = _continues(body.messages)
+    messages = _results_joined([_message(message, index) for index, message in enumerate(body.messages)], body)
+    if tools is not None:
+        messages = _with_tools(messages, tools)
 
     def render() -> tuple[int, ...]:
         return tokenizer.render(messages, continue_final=continues, limit=limit)
@@ -46,24 +50,6 @@ async def completion_prompts(
     tokenizer: Tokenizer, body: CompletionRequest, prompts: Sequence[Any], limit: int
 ) -> list[Prompt]:
     return [await _completion_prompt(tokenizer, body, prompt, limit) for prompt in prompts]
-
-
-def not_available(body: ChatRequest | CompletionRequest) -> None:
-    """The one place that says no to what needs constrained decoding."""
-    response_format = body.response_format or {}
-    kind = response_format.get("type", "text")
-    if kind != "text":
-        shown = kind if kind in ("json_object", "json_schema") else "of this type"
-        raise InvalidRequest(f"response_format {shown} is not available yet", param="response_format")
-    if not isinstance(body, ChatRequest):
-        return
-    if body.tools and body.tool_choice != "none":
-        raise InvalidRequest("tools are not available yet", param="tools")
-    if body.functions and body.function_call != "none":
-        raise InvalidRequest("functions are not available yet", param="functions")
-    for index, message in enumerate(body.messages):
-        if message.role in _TOOL_ROLES or message.tool_calls or message.function_call:
-            raise InvalidRequest("tool messages are not available yet", param=f"messages.{index}")
 
 
 async def _completion_prompt(tokenizer: Tokenizer, body: CompletionRequest, prompt: Any, limit: int) -> Prompt:
@@ -106,7 +92,37 @@ def _is_ids(items: list[Any]) -> bool:
 
 
 def _message(message: ChatMessage, index: int) -> Message:
-    return Message(_ROLES.get(message.role, message.role), _content(message, f"messages.{index}.content"))
+    where = f"messages.{index}"
+    text = _content(message, f"{where}.content")
+    if message.role in _TOOL_ROLES:
+        text = result_text(text)
+    if message.tool_calls:
+        text = calls_text(text, message.tool_calls, f"{where}.tool_calls")
+    elif message.function_call is not None:
+        text = "\n".join([*([text] if text else []), call_text(message.function_call, f"{where}.function_call")])
+    return Message(_ROLES.get(message.role, message.role), text)
+
+
+def _results_joined(messages: Sequence[Message], body: ChatRequest) -> list[Message]:
+    """The results of one answer's calls are one message: V2's template ends each user's message with a new turn."""
+    joined: list[Message] = []
+    for place, message in enumerate(messages):
+        follows = (
+            place > 0 and body.messages[place].role in _TOOL_ROLES and body.messages[place - 1].role in _TOOL_ROLES
+        )
+        if follows:
+            message = Message(message.role, f"{joined.pop().content}\n{message.content}")
+        joined.append(message)
+    return joined
+
+
+def _with_tools(messages: Sequence[Message], tools: str) -> list[Message]:
+    """The last system message also says which functions there are; of several, some templates show the last alone."""
+    places = [place for place, message in enumerate(messages) if message.role == "system"]
+    if not places:
+        return [Message("system", tools), *messages]
+    told = Message("system", f"{messages[places[-1]].content}\n\n{tools}".lstrip("\n"))
+    return [*messages[: places[-1]], told, *messages[places[-1] + 1 :]]
 
 
 def _content(message: ChatMessage, where: str) -> str:

@@ -212,22 +212,6 @@ def test_unknown_and_unsupported_fields_are_accepted(server: LiveServer) -> None
     )
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"response_format": {"type": "json_object"}},
-        {"response_format": {"type": "json_schema", "json_schema": {}}},
-        {"response_format": {"type": ["x"]}},
-        {"tools": [{"type": "function"}]},
-        {"functions": [{"name": "f"}]},
-        {"messages": [USER, {"role": "tool", "content": "x", "tool_call_id": "1"}]},
-        {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
-    ],
-)
-def test_what_needs_constrained_decoding_is_refused_in_clear_words(server: LiveServer, fields: Any) -> None:
-    assert "not available yet" in refused(server, **fields)
-
-
 def test_n_answers_count_the_prompt_once(server: LiveServer) -> None:
     one, three = ask(server, [USER], n=1, max_tokens=5), ask(server, [USER], n=3, max_tokens=5)
     assert [choice["index"] for choice in three["choices"]] == [0, 1, 2]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from starlette.types import Message
 
 from leadline.engine.fake import FakeEngine
+from leadline.engine.grammar import GrammarProvider
 from leadline.server.app import create_app
 from leadline.tokenizer import Tokenizer
 
@@ -28,7 +29,15 @@ SHARED = (
     *("stream_options", "user_id", "skip_special_tokens", "include_stop_str_in_output", "response_format", "tools"),
 )
 FIELDS = {
-    "/v1/chat/completions": (*SHARED, "messages", "max_completion_tokens", "logprobs", "top_logprobs", "functions"),
+    "/v1/chat/completions": (
+        *SHARED,
+        "messages",
+        "max_completion_tokens",
+        "logprobs",
+        "top_logprobs",
+        "functions",
+        "tool_choice",
+    ),
     "/v1/completions": (*SHARED, "prompt", "suffix", "echo", "logprobs", "parse_special"),
 }
 TEXTS = st.text(max_size=12) | st.sampled_from(
@@ -46,6 +55,12 @@ TEXTS = st.text(max_size=12) | st.sampled_from(
     ]
 )
 NUMBERS = st.integers() | st.integers(0, 30) | st.floats() | st.sampled_from([1 << 63, -1, 10**400, 0.5, 1e308])
+
+
+def _as_format(schema: Any) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
 SCALARS = st.none() | st.booleans() | NUMBERS | TEXTS
 ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4))
 CONTENT = TEXTS | st.lists(
@@ -54,6 +69,33 @@ CONTENT = TEXTS | st.lists(
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "developer"]) | SCALARS, "content": CONTENT | ANYTHING},
     optional={"prefix": st.booleans() | SCALARS, "name": SCALARS, "tool_calls": ANYTHING},
+)
+SCHEMA = st.sampled_from(
+    [
+        {"type": "boolean"},
+        {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False},
+        {"type": "array", "items": {"type": "null"}, "maxItems": 2},
+        {"$ref": "#"},
+        {"type": "integer", "multipleOf": 7},
+    ]
+) | st.dictionaries(
+    st.sampled_from(
+        ["type", "properties", "items", "enum", "anyOf", "$ref", "minimum", "pattern", "x-guidance", "const"]
+    ),
+    ANYTHING,
+    max_size=3,
+)
+TOOL = (
+    st.fixed_dictionaries(
+        {
+            "type": st.just("function"),
+            "function": st.fixed_dictionaries(
+                {"name": st.just("f") | TEXTS},
+                optional={"parameters": SCHEMA | ANYTHING, "strict": st.booleans(), "description": TEXTS},
+            ),
+        }
+    )
+    | ANYTHING
 )
 PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "messages": st.lists(MESSAGE, min_size=1, max_size=3),
@@ -65,9 +107,10 @@ PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "stop": TEXTS | st.lists(TEXTS, max_size=17),
     "logit_bias": st.dictionaries(st.integers(0, 450).map(str), st.floats(-101, 101), max_size=2),
     "logprobs": st.booleans() | st.integers(0, 21),
-    "response_format": st.just({"type": "text"}),
-    "tools": st.just([]),
-    "functions": st.just([]),
+    "response_format": st.just({"type": "text"}) | st.just({"type": "json_object"}) | SCHEMA.map(_as_format),
+    "tools": st.lists(TOOL, max_size=2),
+    "tool_choice": st.sampled_from(["auto", "none", "required", {"type": "function", "function": {"name": "f"}}]),
+    "functions": st.just([]) | st.just([{"name": "f"}]),
 }
 
 
@@ -88,7 +131,9 @@ class Application:
     """The app in this thread's event loop, asked without sockets."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.app = create_app(FakeEngine(tokenizer, context_length=128, answer=" deep"), tokenizer)
+        self.app = create_app(
+            FakeEngine(tokenizer, context_length=192, answer=" deep", constraints=GrammarProvider(tokenizer)), tokenizer
+        )
         self.loop = asyncio.new_event_loop()
         self.statuses: dict[int, int] = {}
 
