@@ -115,9 +115,7 @@ def test_without_a_compiler_the_run_says_so_once_and_goes_on(
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert pretrain(dataclasses.replace(config, compile=True))
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert warnings == [
-        "leadline: warning: no compiler works here: training goes on without compiled ops, more slowly"
-    ]
+    assert warnings == ["leadline: warning: no compiler works here: training goes on without compiled ops, more slowly"]
 
 
 # ---- what a user gets wrong
