@@ -54,6 +54,17 @@ def pretrain(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
 
 
 @app.command
+def extend(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
+    """Give a trained model a longer context by YaRN: pre-training goes on with longer rows.
+
+    Args:
+        recipe: The recipe, a TOML file, with `init` and `yarn.factor`.
+        set: Override a field of the recipe, NAME=VALUE; may be repeated.
+    """
+    return _stage("extend", recipe, set)
+
+
+@app.command
 def sft(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
     """Fine-tune on conversations: train.jsonl and valid.jsonl of {"messages": [...]} lines.
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from leadline.errors import ConfigError
 from leadline.model.balance import BalanceConfig
-from leadline.model.config import SMALL, ModelConfig
+from leadline.model.config import SMALL, ModelConfig, YarnConfig
 from leadline.model.dropping import DroppingConfig
 from leadline.parallel.layout import ParallelConfig
 from leadline.parallel.recompute import Recompute
@@ -52,6 +52,34 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExtensionConfig:
+    """YaRN's extension (section 3.1.4) from the model's reach, `original` (0: its max_position_embeddings), to `factor`
+    times that. The paper's factor is 40: 4K to 160K, trained at 32K. `mscale` 0.707 gives sqrt(t) = 0.0707 ln s + 1."""
+
+    factor: float
+    original: int = 0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.707
+
+    def check(self) -> None:
+        """Raise `ConfigError` for what extends nothing."""
+        if self.factor <= 1 or self.original < 0 or not 0 < self.beta_slow < self.beta_fast or self.mscale < 0:
+            raise ConfigError(
+                "yarn.factor must be more than 1, yarn.original and yarn.mscale not negative, and "
+                "yarn.beta_slow more than 0 and less than yarn.beta_fast"
+            )
+
+    def extended(self, model: ModelConfig) -> ModelConfig:
+        """The shape with its new reach; weights stay as they are."""
+        if model.yarn is not None:
+            raise ConfigError(f"the model in `init` was extended before, by YaRN x{model.yarn.factor:g}")
+        original = self.original or model.max_position_embeddings
+        yarn = YarnConfig(self.factor, original, self.beta_fast, self.beta_slow, self.mscale, self.mscale)
+        return dataclasses.replace(model, yarn=yarn, max_position_embeddings=int(original * self.factor))
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One stage. `data` is a corpus folder for pre-training and a folder of train.jsonl and valid.jsonl for SFT; `init`
     is the model folder a stage starts from (none: random weights of shape `model`)."""
@@ -62,6 +90,7 @@ class TrainConfig:
     tokenizer: Path | None = None  # default: the one of `init`
     init: Path | None = None
     model: ModelConfig = SMALL
+    yarn: ExtensionConfig | None = None  # `extend` only
     sequence_length: int = 512
     batch_tokens: int = 8192  # an optimiser step
     micro_batch_tokens: int = 8192  # a forward and backward pass
@@ -99,6 +128,8 @@ class TrainConfig:
             raise ConfigError("batch_tokens is not a multiple of micro_batch_tokens")
         self.ramp.check(self.micro_batch_tokens, self.batch_tokens)
         self.dropping.check()
+        if self.yarn is not None:
+            self.yarn.check()
         if self.peak_tflops < 0:
             raise ConfigError("peak_tflops must not be negative")
         if self.init is None and self.tokenizer is None:

@@ -1,4 +1,4 @@
-"""Pre-training and supervised fine-tuning: the same loop on other data (sections 3.1, 4.1)."""
+"""Pre-training, its extension to long contexts and supervised fine-tuning: one loop (sections 3.1, 3.1.4, 4.1)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,26 @@ GENERATION = {"temperature": 0.7, "top_p": 0.95}
 
 def pretrain(config: TrainConfig) -> bool:
     """Next-token prediction over a packed corpus; True when complete. The model is exported to OUT/model."""
+    _refuse_yarn(config)
+    return _on_corpus(config)
+
+
+def extend(config: TrainConfig) -> bool:
+    """A longer reach by YaRN (section 3.1.4): pre-training goes on from `init`, with new frequencies and longer
+    rows."""
+    if config.init is None:
+        raise ConfigError("extend starts from a trained model: set `init`, a model folder")
+    if config.yarn is None:
+        raise ConfigError("extend needs to know how far: set yarn.factor")
+    return _on_corpus(config)
+
+
+def _refuse_yarn(config: TrainConfig) -> None:
+    if config.yarn is not None:
+        raise ConfigError("yarn belongs to `extend`; other stages keep the reach that the model has")
+
+
+def _on_corpus(config: TrainConfig) -> bool:
     with processes(config.device) as world:
         prepare(config)
         model = starting_model(config)
@@ -41,6 +61,7 @@ def sft(config: TrainConfig) -> bool:
     """Loss on the answers of conversations only, from the model in `init`."""
     if config.init is None:
         raise ConfigError("sft starts from a trained model: set `init`, a model folder")
+    _refuse_yarn(config)
     with processes(config.device) as world:
         prepare(config)
         model = starting_model(config)
@@ -94,6 +115,8 @@ def starting_model(config: TrainConfig) -> DeepseekV2:
     """Random weights, or those of `init`, in float32."""
     tokenizer = Tokenizer.from_folder(tokenizer_folder(config))
     shape = config.model if config.init is None else ModelConfig.from_folder(config.init)
+    if config.yarn is not None:
+        shape = config.yarn.extended(shape)
     _check_shape(config, shape, tokenizer.vocab_size)
     if config.init is not None:
         with torch.device("meta"):
