@@ -18,7 +18,7 @@ SHELL  = /bin/sh
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 PROBE_SECONDS = 5
 
-.PHONY: help setup serve chat test test-slow gpu lint docs clean
+.PHONY: help setup serve chat test test-slow gpu lint docs web clean
 
 help:
 	@echo "make serve      set up and serve the API on 127.0.0.1:$(PORT)   MODEL=folder-or-hub-id PORT=n ARGS='...'"
@@ -28,6 +28,7 @@ help:
 	@echo "make gpu        the tests that need a GPU"
 	@echo "make lint       ruff, formatting, types"
 	@echo "make docs       write docs/cli.md anew"
+	@echo "make web        build the website anew from web/ (needs Node 20 or newer)"
 	@echo "make setup      only set up; TORCH=auto|cpu|cuda|skip says which PyTorch"
 	@echo "make clean      remove .venv, caches and builds"
 
@@ -58,6 +59,9 @@ lint: $(STAMP)-test
 
 docs: $(STAMP)-test
 	@$(PYTHON) -m tests.cli.reference
+
+web:
+	@cd web && npm ci && npm run check && npm run build
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,6 +23,7 @@ from leadline.server.completion import CompletionService
 from leadline.server.hosts import LoopbackGuard
 from leadline.server.metrics import CONTENT_TYPE, Metrics
 from leadline.server.openai import PREFIXES, build_router
+from leadline.server.pages import Pages, wants_page
 from leadline.server.settings import DISCLAIMER, ServerSettings
 from leadline.tokenizer import Tokenizer
 
@@ -67,8 +68,14 @@ def create_app(
 
 
 def _add_pages(app: FastAPI, service: CompletionService, platform: Platform | None) -> None:
+    pages = None if platform is None else Pages()
+    if pages is not None:
+        pages.add_to(app)
+
     @app.api_route("/", methods=["GET", "HEAD"])
-    async def index() -> Response:
+    async def index(request: Request) -> Response:
+        if pages is not None and wants_page(request):
+            return await pages.page(request)
         return errors.json_response(
             {
                 "name": "leadline",

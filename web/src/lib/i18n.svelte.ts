@@ -1,0 +1,16 @@
+// Words of the interface. English is the reference; TypeScript checks that every other language has the same keys.
+
+import { en } from '../locales/en'
+import { zh } from '../locales/zh'
+import { settings } from './settings.svelte'
+
+export type Words = Record<keyof typeof en, string>
+export type Key = keyof typeof en
+
+const languages: Record<string, Words> = { en, 'zh-CN': zh }
+
+/** The words of `key`, with `{name}` replaced by `values.name`. */
+export function t(key: Key, values?: Record<string, string | number>): string {
+  const text = (languages[settings.language] ?? en)[key]
+  return values ? text.replace(/\{(\w+)\}/g, (whole, name: string) => String(values[name] ?? whole)) : text
+}
