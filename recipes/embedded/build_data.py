@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import chats
+import chinese
 import sources
 import sums
 from sources import Document
@@ -25,7 +26,7 @@ from sources import Document
 from leadline.tokenizer import train_bpe
 from leadline.train.corpus import clean_text, document_key, is_valid_split
 
-VOCAB_SIZE = 4096
+VOCAB_SIZE = 8192
 VALID_PERMILLE = 10  # as in corpus.toml
 PROMPTS = (Path(__file__).parent / "prompts.txt", Path(__file__).parents[2] / "tests" / "e2e" / "prompts.txt")
 
@@ -59,6 +60,9 @@ def document_sources(raw: Path, words: Counter[str]) -> dict[str, Iterable[Docum
         "opentriviaqa": sources.trivia_documents(raw / "opentriviaqa"),
         "factbook": sources.factbook_documents(raw / "factbook"),
         "tatoeba": sources.sentence_documents(raw / "tatoeba_cmn_eng", words),
+        "zhwiki": chinese.encyclopaedia_documents(raw / "zhwiki_simplified"),
+        "kdconv": chinese.dialogue_documents(raw / "kdconv_zh"),
+        "translations": chinese.translation_documents(raw / "tatoeba_cmn_eng"),
         "sums": sums.documents(),
     }
 
@@ -74,18 +78,22 @@ def documents(raw: Path, out: Path) -> None:
 
 
 def normalised(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
+    """The words of a text; a Chinese character counts as a word."""
+    return re.findall(r"[a-z0-9]+|[\u4e00-\u9fff]", text.lower())
 
 
 def repeats_itself(answer: str) -> bool:
-    """Whether four words in a row come more than twice: what a model must not learn from."""
+    """Whether four words in a row, or eight Chinese characters, come more than twice: what a model must not learn from."""
     words = normalised(answer)
-    grams = Counter(tuple(words[at : at + 4]) for at in range(len(words) - 3))
+    length = 8 if chinese.HAN.search(answer) else 4
+    grams = Counter(tuple(words[at : at + length]) for at in range(len(words) - length + 1))
     return max(grams.values(), default=0) > 2
 
 
 class Tested:
-    """The fixed test prompts: no document may hold one of them or eight words of one in a row, nor a held-out sum."""
+    """The fixed test prompts: no document may hold one of them or eight words of one in a row, nor a held-out sum.
+
+    In Chinese eight characters count as eight words."""
 
     def __init__(self) -> None:
         prompts = [normalised(line) for path in PROMPTS for line in path.read_text(encoding="utf-8").split("\n")

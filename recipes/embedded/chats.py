@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chinese_chats
+import skills
 import sources
 import stories
 import sums
@@ -587,7 +589,7 @@ def trivia_chats(raw: Path) -> Iterator[Turns]:
             yield [question, sources.trivia_answer(question, answer)]
 
 
-ODD_MEANING = r"(of|used|expletive|an expletive|covering|being|having|a \w+ of the Greek|the \w+ letter|United|\(?especially|in|to)\b|the act of"
+ODD_MEANING = r"(followed by|usually|often|chiefly|of|used|expletive|an expletive|covering|being|having|a \w+ of the Greek|the \w+ letter|United|\(?especially|in|to)\b|the act of"
 
 
 def word_chats(raw: Path, words: Counter[str], rng: random.Random) -> Iterator[Turns]:
@@ -646,6 +648,10 @@ def country_chats(raw: Path, rng: random.Random) -> Iterator[Turns]:
             "Thank you!",
             rng.choice(("You are welcome!", "I am glad I could help.")),
         ]
+
+
+def capitals(raw: Path) -> list[tuple[str, str]]:
+    return [(fact["name"], fact["capital"]) for fact in sources.countries(raw / "factbook")]
 
 
 def sentence_chats(raw: Path, words: Counter[str], rng: random.Random, percent: int) -> Iterator[Turns]:
@@ -775,15 +781,16 @@ def all_chats(raw: Path, words: Counter[str], seed: int = 20) -> dict[str, list[
         "smalltalk": list(talk("smalltalk", rng, 4)),
         "dialogs": list(dialogs(rng, 30)),
         "refusals": list(talk("refusals", rng, 3)),
-        "explain": list(talk("explain", rng, 3)),
-        "howto": list(talk("howto", rng, 3)),
+        "explain": list(talk("explain", rng, 4)),
+        "howto": list(talk("howto", rng, 4)),
         "tables": list(table_chats(rng)),
+        "skills": list(skills.all_skills(capitals(raw), loosely, rng)),
         "numbers": list(number_chats(rng)),
-        "stories": list(story_chats(raw, words, rng, 3000)),
+        "stories": list(story_chats(raw, words, rng, 7000)),
         "trivia": list(trivia_chats(raw)),
         "words": list(word_chats(raw, words, rng)),
         "countries": list(country_chats(raw, rng)),
-        "sentences": list(sentence_chats(raw, words, rng, 6)),
+        "sentences": list(sentence_chats(raw, words, rng, 10)),
         "encyclopaedia": list(encyclopaedia_chats(raw, words)),
         "instructions": list(instruction_chats(raw)),
         "dialogues": list(small_dialogues(raw, words, 700)),
@@ -794,6 +801,8 @@ def all_chats(raw: Path, words: Counter[str], seed: int = 20) -> dict[str, list[
         if kind not in ("dialogues", "dialogs", "stories", "sentences")
         for chat in chats
     ]
-    kinds["long"] = list(long_chats(singles, rng, 3000))
+    kinds["long"] = list(long_chats(singles, rng, 5000))
+    short = [chat for chat in singles if len(chat) == 2 and len(chat[1]) < 200]
+    kinds |= chinese_chats.all_chats(raw, short)
     kinds["sums"] = list(sums.conversations())
     return kinds

@@ -48,7 +48,7 @@ def read_jsonl(path: Path) -> Iterator[Document]:
 
 
 def tidy(text: str) -> str:
-    """Plain quotes, dashes and spaces: a vocabulary of 4,096 has no room for three kinds of quotation mark."""
+    """Plain quotes, dashes and spaces: a small vocabulary has no room for three kinds of quotation mark."""
     text = text.translate(STRAIGHT).replace("\u2026", "...").replace("\u2014", " - ")
     return re.sub(r"[ \t]+", " ", text).strip()
 

@@ -53,7 +53,8 @@ TRAITS = ["little", "kind", "clever", "shy", "brave", "curious", "cheerful", "qu
 LOVES = ["to sing", "to walk in the rain", "to look at the stars", "to help others", "to tell stories", "to collect shells",
          "to bake bread", "to listen to the wind", "to swim", "to ask questions", "to paint", "to watch the clouds"]  # fmt: skip
 THINGS = ["golden key", "red ball", "small lamp", "silver bell", "blue stone", "wooden boat", "old map", "warm scarf",
-          "little drum", "green hat", "glass bottle", "music box"]  # fmt: skip
+          "little drum", "green hat", "glass bottle", "music box",
+          "paper boat", "red umbrella", "wooden flute", "big shell", "white feather", "yellow kite", "tiny clock", "round mirror"]  # fmt: skip
 FOODS = ["warm soup", "bread and honey", "apple cake", "sweet berries", "pancakes", "tea and cookies"]
 
 OPENINGS = [
@@ -193,6 +194,16 @@ PLOTS: dict[str, list[list[str]]] = {
         ["\"Happy birthday, {name}!\" they shouted.", "\"Surprise!\" they called. \"Happy birthday!\""],
         ["It was the best day of {his} life.", "They sang and danced until the stars came out."],
     ],
+    "a find": [
+        ["One day {name} found a {thing} in the grass.", "On the way home {he} found a {thing} under a tree."],
+        ["\"What a beautiful {thing}!\" said {name}. \"Who may have lost it?\"", "{name} picked it up and looked at it from all sides. \"Somebody must miss this,\" {he} thought."],
+        ["{He} asked everyone, but nobody knew the {thing}.", "{He} went from door to door with the {thing}, but it belonged to nobody there."],
+        ["At last {he} met {a_friend} who looked very sad.", "Then {he} saw {a_friend} that was looking for something on the ground."],
+        ["\"My {thing} is gone,\" said the {friend}. \"It was a gift from my mother.\"", "\"I lost my {thing},\" said the {friend}, \"and I cannot sleep without it.\""],
+        ["{name} held out the {thing}. \"Here it is!\"", "\"Then this is yours,\" said {name} and gave the {thing} back."],
+        ["The {friend} danced for joy. \"You are honest and kind,\" it said.", "The {friend} was so happy that it could not speak."],
+        ["So {name} lost a {thing} and found a friend.", "Since that day they have met at the same tree every week."],
+    ],
     "sleep": [
         ["One night {name} could not sleep.", "It was late, but {name} was still awake."],
         ["{He} counted the stars, but there were too many.", "{He} turned to the left, and {he} turned to the right."],
@@ -208,7 +219,7 @@ PLOTS: dict[str, list[list[str]]] = {
 THEMES = {"a lost thing": "something that was lost", "friendship": "friendship", "being brave": "being brave", "sharing": "sharing",
           "a journey": "a journey", "a wish": "a wish", "learning": "learning something new", "the storm": "a storm",
           "honesty": "telling the truth", "a treasure": "a treasure", "helping": "helping others", "a party": "a birthday",
-          "sleep": "going to sleep"}  # fmt: skip
+          "a find": "something that was found", "sleep": "going to sleep"}  # fmt: skip
 
 
 def article(noun: str) -> str:
@@ -260,9 +271,22 @@ def wish(rng: random.Random, about: dict[str, str]) -> str:
     ask = rng.choice(("Tell me a story about {}.", "Tell me a short story about {}.", "Can you tell me a story about {}?",
                       "Write a story about {}.", "Write a short story about {}.", "I want to hear a story about {}.",
                       "Please tell me a story about {}.", "Do you know a story about {}?", "A story about {}, please.",
-                      "I would like a story about {}.", "Make up a story about {}.", "Could you tell me a story about {}?"))  # fmt: skip
+                      "I would like a story about {}.", "Tell me a little story about {}.", "Invent a story about {}.", "Make up a story about {}.", "Could you tell me a story about {}?"))  # fmt: skip
+    place, plot = about["place"], about["plot"]
+    given = [f"{hero} in {place}", f"{article(about['trait'])} {about['trait']} {about['kind']} and {friend}"]
+    if plot in ("a lost thing", "a find"):
+        given += [
+            f"{hero} and {article(about['thing'])} {about['thing']}",
+            f"{article(about['thing'])} {about['thing']}",
+        ] * 2
+        given += [
+            f"{hero} who {'loses' if plot == 'a lost thing' else 'finds'} {article(about['thing'])} {about['thing']}"
+        ] * 2
+    if plot == "helping":
+        given += [f"{hero} that helps {friend}" if about["kind"] in ANIMALS else f"{hero} who helps {friend}"] * 3
     subject = rng.choice(
         (
+            *given,
             hero,
             hero,
             hero,
