@@ -21,7 +21,7 @@ PROBE_SECONDS = 5
 .PHONY: help setup serve chat test test-slow gpu lint docs web clean
 
 help:
-	@echo "make serve      set up and serve the API on 127.0.0.1:$(PORT)   MODEL=folder-or-hub-id PORT=n ARGS='...'"
+	@echo "make serve      set up and serve website and API on 127.0.0.1:$(PORT)   MODEL=folder-or-hub-id PORT=n ARGS='...'"
 	@echo "make chat       set up and chat in the terminal              MODEL=folder-or-hub-id ARGS='...'"
 	@echo "make test       set up and run the tests                     ARGS='-k name'"
 	@echo "make test-slow  kills, loads, soaks, full-width shapes; writes benchmarks/test-slow.txt"
@@ -33,7 +33,7 @@ help:
 	@echo "make clean      remove .venv, caches and builds"
 
 serve: $(STAMP)-app
-	@$(PYTHON) -m leadline serve --open --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+	@$(PYTHON) -m leadline serve --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 chat: $(STAMP)-app
 	@$(PYTHON) -m leadline chat $(if $(MODEL),--model "$(MODEL)") $(ARGS)

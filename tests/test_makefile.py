@@ -73,7 +73,7 @@ def test_serve_sets_up_then_serves(sandbox: Sandbox) -> None:
     done = sandbox.make("serve", "PORT=9000", "MODEL=a folder")
     assert (done.returncode, done.stderr) == (0, "")
     assert sandbox.installs() == [CPU, APP]
-    assert sandbox.log.read_text().splitlines()[-1] == "-m leadline serve --open --port 9000 --model a folder"
+    assert sandbox.log.read_text().splitlines()[-1] == "-m leadline serve --port 9000 --model a folder"
 
 
 def test_a_second_call_only_runs(sandbox: Sandbox) -> None:

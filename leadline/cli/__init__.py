@@ -32,7 +32,7 @@ EXIT_BROKEN_PIPE = 1  # what Python and rich use
 VERBS = {
     "chat": ("leadline.cli.chat:chat", "Chat in the terminal, with a local model or any OpenAI-compatible server."),
     "generate": ("leadline.cli.generate:generate", "Complete a prompt, or a file of prompts."),
-    "serve": ("leadline.cli.serve:serve", "Serve a model over the OpenAI API."),
+    "serve": ("leadline.cli.serve:app", "Serve a model: the website, the platform and the OpenAI API."),
     "train": ("leadline.cli.train:app", "Train a model from a TOML recipe."),
     "eval": ("leadline.cli.eval:evaluate", "Score a model on the paper's benchmarks, beside the published scores."),
     "tokenizer": ("leadline.cli.tokenizer:app", "Encode, decode and train tokenizers."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cyclopts import App
@@ -290,6 +291,81 @@ def check(*, store: StoreOptions = STORE) -> int:
     found = _run(store, work)
     print(*(found or ["the books add up"]), sep="\n")
     return 1 if found else 0
+
+
+@app.command
+def backup(target: Path, /, *, store: StoreOptions = STORE) -> None:
+    """Write the database and the secrets into one file, also while the server runs.
+
+    Args:
+        target: The file to make; whoever has it can sign in as anyone.
+    """
+    from leadline.server.backup import backup as write
+
+    _only_a_file(store)
+    print(f"{target}: {write(store.folder, target)} bytes")
+
+
+@app.command
+def restore(source: Path, /, *, store: StoreOptions = STORE) -> None:
+    """Make an installation from a backup, in a folder that has none.
+
+    Args:
+        source: The backup's file.
+    """
+    from leadline.server.backup import restore as read
+
+    _only_a_file(store)
+    read(source, store.folder)
+
+
+@app.command
+def link(email: str, /, *, store: StoreOptions = STORE) -> None:
+    """Print the token of a sign-in link, good once and within the hour; it goes behind /signin# of the site's address.
+
+    Args:
+        email: The user's address.
+    """
+    from leadline.server import accounts
+
+    async def work(connection: AsyncConnection, opened: Store) -> str:
+        row = await _user(connection, email)
+        await accounts.note(connection, "sign-in link", f"user:{row.id}", now=opened.now())
+        return await accounts.make_link(connection, opened.secrets, "signin", now=opened.now(), user_id=row.id)
+
+    print(_run(store, work))
+
+
+@app.command
+def terms(file: Path | None = None, /, *, store: StoreOptions = STORE) -> None:
+    """Print the terms of use, or publish new ones, which everyone is asked to accept.
+
+    Args:
+        file: Markdown.
+    """
+    from leadline.server import accounts, legal
+
+    async def work(connection: AsyncConnection, opened: Store) -> str:
+        await legal.ensure_terms(connection, opened.now())
+        if file is None:
+            return str((await legal.current_terms(connection)).text).rstrip()
+        version = await legal.publish(connection, _text(file), opened.now())
+        await accounts.note(connection, "terms", f"version {version}", now=opened.now())
+        return f"version {version}"
+
+    print(_run(store, work))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"cannot read {file}: {error}") from None
+
+
+def _only_a_file(store: StoreOptions) -> None:
+    if store.database is not None:
+        raise InvalidRequest("a database elsewhere has backups of its own; this is for the file in the data folder")
 
 
 def _run(options: StoreOptions, work: Callable[[AsyncConnection, Store], Awaitable[T]]) -> T:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from leadline.engine.types import SamplingParams
 
@@ -126,7 +127,8 @@ class AccountOptions:
     """A server with accounts.
 
     Args:
-        accounts: Keys and accounts are needed, and answers cost what they cost; without it, --open.
+        accounts: The website, accounts, keys and bills. With --open none of it: the API alone, for this machine's own
+            programs, the Host checked, no page of another origin.
         signup: Who may make an account: anyone, who has an invitation, or nobody.
         currency: What the books are kept in; the first start decides.
         tls_cert: The certificate's file, to serve https.
@@ -137,9 +139,11 @@ class AccountOptions:
         insecure: Serve other machines without TLS and without a proxy that does it.
         requests_per_minute: Of one account, whatever its keys allow beside.
         concurrency: Requests of one account at the same time.
+        retention_days: Forget chats that nobody has touched for so long; pinned ones stay. Never by default.
+        browser: Open the sign-in link in a browser, where the server was started on a terminal with a display.
     """
 
-    accounts: bool = False
+    accounts: Annotated[bool, Parameter(negative="--open")] = True
     signup: Literal["open", "invite", "closed"] = "invite"
     currency: Literal["USD", "CNY"] = "USD"
     tls_cert: Path | None = None
@@ -149,9 +153,28 @@ class AccountOptions:
     insecure: bool = False
     requests_per_minute: int = 600
     concurrency: int = 32
+    retention_days: Annotated[int | None, Parameter(validator=Number(gte=1))] = None
+    browser: bool = True
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class WatchOptions:
+    """What the server tells of itself.
+
+    Args:
+        log_format: Lines for people, or one JSON object a line; never with prompts, answers or secrets.
+        log_level: info has a line for every request.
+        metrics_address: HOST:PORT of a listener of its own for /metrics, without a key; for a private network.
+    """
+
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    metrics_address: str | None = None
 
 
 STORE = StoreOptions()
 ACCOUNTS = AccountOptions()
+WATCH = WatchOptions()
 MODEL = ModelOptions()
 SAMPLING = SamplingOptions()

@@ -1,33 +1,73 @@
-"""`leadline serve`: a model behind the OpenAI API, for this machine or, with accounts, for others too."""
+"""`leadline serve`: a model with the website, the platform and the OpenAI API; with --open the API alone.
+
+Every option can stand in a TOML file (`--config`) and in the environment: --max-num-seqs is `max-num-seqs` there and
+LEADLINE_SERVE_MAX_NUM_SEQS here. A flag wins over the environment, that over the file, that over the default.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from typing import TYPE_CHECKING, Annotated
+import os
+import sys
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cyclopts import Parameter
+from cyclopts import App, ArgumentCollection
+from cyclopts.config import Dict, Env
 
 from leadline.cli.options import (
     ACCOUNTS,
     MODEL,
     STORE,
+    WATCH,
     AccountOptions,
     ModelOptions,
     StoreOptions,
+    WatchOptions,
     default_params,
 )
+from leadline.config import did_you_mean, read_toml
 from leadline.engine.types import EngineInfo
+from leadline.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from leadline.engine.load import LoadedEngine
-    from leadline.server.platform import Platform, PlatformSettings
+    from leadline.server.owner import FirstSteps
+    from leadline.server.platform import Platform
+
+ENVIRONMENT = "LEADLINE_SERVE_"
 
 
+def _from_environment(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    known = {each.name.lstrip("-").upper().replace("-", "_") for each in arguments}
+    for name in sorted(os.environ):
+        word = name.removeprefix(ENVIRONMENT)
+        if name.startswith(ENVIRONMENT) and word not in known:
+            raise ConfigError(f"environment: {name} is no option of leadline serve{did_you_mean(word, known)}")
+    Env(ENVIRONMENT, command=False)(app, commands, arguments)
+
+
+def _from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """The file that --config names, if it does."""
+    named = [token.value for each in arguments if each.name == "--config" for token in each.tokens]
+    if not named:
+        return
+    path = Path(named[-1]).expanduser()
+    table = read_toml(path)
+    if isinstance(table.get("open"), bool):  # the flag's other half
+        table["accounts"] = not table.pop("open")
+    Dict(table, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+
+
+app = App(name="serve", config=(_from_environment, _from_file))
+
+
+@app.default
 def serve(
     *,
     model: ModelOptions = MODEL,
@@ -36,44 +76,54 @@ def serve(
     port: int = 8000,
     served_model_name: str | None = None,
     grace: int = 30,
-    open_access: Annotated[bool, Parameter(name="--open", negative="")] = True,
     accounts: AccountOptions = ACCOUNTS,
     store: StoreOptions = STORE,
+    watch: WatchOptions = WATCH,
+    config: Path | None = None,
 ) -> None:
-    """Serve a model over the OpenAI API: to this machine's own programs, or with accounts.
+    """Serve a model: the website, the platform and the OpenAI API.
 
     Args:
         max_num_seqs: Answers that are worked on at the same time; more wait.
-        host: Without accounts a loopback address: 127.0.0.1, ::1 or localhost. With accounts any, with TLS.
+        host: The address to listen on; one that others reach needs TLS, or a proxy that does it. With --open a
+            loopback address: 127.0.0.1, ::1 or localhost.
         port: 0 takes any that is free.
         served_model_name: What the API calls the model; its own name by default.
         grace: Seconds that running answers get to finish when the server is stopped.
-        open_access: No accounts and no keys: loopback only, the Host checked, no page of another origin. The default,
-            which --accounts turns off.
+        config: A TOML file with any of these options under their names.
     """
     from leadline.server.hosts import check_bind_host, check_public_host, is_loopback
+    from leadline.server.logs import set_up
+    from leadline.server.metrics import split_address
     from leadline.server.run import bind, check_tls, serve_app, url
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(name)s: %(message)s")
+    set_up(watch.log_format, watch.log_level)
+    if watch.metrics_address is not None:
+        split_address(watch.metrics_address)
     tls = check_tls(accounts.tls_cert, accounts.tls_key)
     private = bool(tls or accounts.trusted_proxy or accounts.insecure)
     bound = check_public_host(host, private=private) if accounts.accounts else check_bind_host(host)
     with bind(bound, port) as sock:
         address = url(sock, "https" if tls else "http")
         platform = _platform(accounts, store) if accounts.accounts else None
-        key = _prepare(platform.settings, local=is_loopback(host)) if platform else None
         loaded = model.load(max_num_seqs=max_num_seqs, name=served_model_name, single_owner=not accounts.accounts)
-        app = _app(loaded, _hosts(address, accounts, local=is_loopback(host)), platform)
-        greeting = _greeting(loaded.engine.info, address, key)
-        serve_app(app, sock, ready=lambda: print(greeting, flush=True), grace=grace, tls=tls)
+        served = _app(loaded, _hosts(address, accounts, local=is_loopback(host)), platform, watch)
+        alone = is_loopback(host) and not accounts.trusted_proxy  # nobody else reads what is printed or comes in
+        steps = _first_steps(platform) if platform and alone else None
+        link = f"{address}/signin#{steps.link}" if steps else None
+        greeting = _greeting(loaded.engine.info, address, steps.key if steps else None, link)
+        open_link = link if accounts.browser else None
+        serve_app(served, sock, ready=lambda: _greet(greeting, open_link), grace=grace, tls=tls)
 
 
-def _app(loaded: LoadedEngine, hosts: tuple[str, ...], platform: Platform | None) -> FastAPI:
+def _app(loaded: LoadedEngine, hosts: tuple[str, ...], platform: Platform | None, watch: WatchOptions) -> FastAPI:
     from leadline.engine.aio import AsyncEngine
     from leadline.server.app import create_app
     from leadline.server.settings import ServerSettings
 
-    settings = ServerSettings(defaults=default_params(loaded), allowed_hosts=hosts)
+    settings = ServerSettings(
+        defaults=default_params(loaded), allowed_hosts=hosts, metrics_address=watch.metrics_address
+    )
     return create_app(AsyncEngine(loaded.engine), loaded.tokenizer, settings, platform)
 
 
@@ -88,7 +138,9 @@ def _hosts(address: str, options: AccountOptions, *, local: bool) -> tuple[str, 
 
 
 def _platform(options: AccountOptions, store: StoreOptions) -> Platform:
+    """What is wrong with the books is told now, before a model is loaded."""
     from leadline.server.platform import Platform, PlatformSettings
+    from leadline.server.store import open_store
 
     settings = PlatformSettings(
         folder=store.folder,
@@ -98,28 +150,50 @@ def _platform(options: AccountOptions, store: StoreOptions) -> Platform:
         trusted_proxies=options.trusted_proxy,
         requests_per_minute=options.requests_per_minute,
         concurrency=options.concurrency,
+        retention_days=options.retention_days,
     )
+
+    async def check() -> None:
+        async with open_store(settings.folder, settings.database) as opened:
+            await opened.set_currency(settings.currency)
+
+    asyncio.run(check())
     return Platform(settings)
 
 
-def _prepare(settings: PlatformSettings, *, local: bool) -> str | None:
-    """What is wrong with the books is told now; who starts a server on their own machine gets a key."""
+def _first_steps(platform: Platform) -> FirstSteps:
+    """Who starts a server on their own machine gets a way in and a key."""
     from leadline.server.owner import first_steps
     from leadline.server.store import open_store
 
-    async def work() -> str | None:
-        async with open_store(settings.folder, settings.database) as store:
-            await store.set_currency(settings.currency)
-            return (await first_steps(store)).key if local else None
+    async def work() -> FirstSteps:
+        async with open_store(platform.settings.folder, platform.settings.database) as opened:
+            return await first_steps(opened)
 
     return asyncio.run(work())
 
 
-def _greeting(info: EngineInfo, url: str, key: str | None) -> str:
+def _greeting(info: EngineInfo, url: str, key: str | None, link: str | None) -> str:
+    from leadline.server.legal import known_licence
+
     body = json.dumps({"model": info.model, "messages": [{"role": "user", "content": "Hello, who are you?"}]})
     proof = f" -H 'authorization: Bearer {key}'" if key else ""
-    return (
-        f"{info.model} is served at {url} ({info.dtype} on {info.device}, context {info.context_length})\n"
-        f"  curl {url}/v1/chat/completions{proof} -H 'content-type: application/json' -d '{body}'\n"
-        "Ctrl-C stops it. Not affiliated with DeepSeek."
-    )
+    licence = known_licence(info.model)
+    lines = [
+        f"{info.model} is served at {url} ({info.dtype} on {info.device}, context {info.context_length})",
+        f"  curl {url}/v1/chat/completions{proof} -H 'content-type: application/json' -d '{body}'",
+        f"  Sign in, once and within the hour: {link}" if link else "",
+        f"  The model's licence: {licence['name']}, {licence['url']}" if licence else "",
+        "Ctrl-C stops it. Not affiliated with DeepSeek.",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _greet(greeting: str, link: str | None) -> None:
+    print(greeting, flush=True)
+    if link is not None and sys.stdout.isatty() and _has_display():
+        webbrowser.open(link)
+
+
+def _has_display() -> bool:
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -7,6 +7,8 @@ then on and closes it when the server stops.
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from leadline.errors import EngineDead
 from leadline.server import errors
 from leadline.server.completion import CompletionService
 from leadline.server.hosts import LoopbackGuard
+from leadline.server.logs import ACCESS
 from leadline.server.metrics import CONTENT_TYPE, Metrics
 from leadline.server.openai import PREFIXES, build_router
 from leadline.server.pages import Pages, wants_page
@@ -29,6 +32,8 @@ from leadline.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from leadline.server.platform import Platform
+
+access = logging.getLogger(ACCESS)
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # a label takes no word of a client's choosing
 
@@ -47,7 +52,7 @@ def create_app(
         title="leadline",
         description=DISCLAIMER,
         version=__version__,
-        lifespan=_lifespan(engine, platform),
+        lifespan=_lifespan(engine, platform, metrics, settings),
         docs_url=None,  # the documentation page would load its scripts from another host
         redoc_url=None,
         redirect_slashes=False,
@@ -88,9 +93,17 @@ def _add_pages(app: FastAPI, service: CompletionService, platform: Platform | No
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
-        if not service.engine.stats().alive:
-            raise EngineDead("the engine has stopped; restart the server")
+        """The process is to be restarted when this fails."""
+        _check_engine(service)
         return errors.json_response({"status": "ok"})
+
+    @app.api_route("/ready", methods=["GET", "HEAD"])
+    async def ready() -> Response:
+        """Requests are to be sent elsewhere while this fails."""
+        _check_engine(service)
+        if platform is not None:
+            await platform.check_ready()
+        return errors.json_response({"status": "ready"})
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics(request: Request) -> Response:
@@ -99,8 +112,16 @@ def _add_pages(app: FastAPI, service: CompletionService, platform: Platform | No
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
 
+def _check_engine(service: CompletionService) -> None:
+    if not service.engine.stats().alive:
+        raise EngineDead("the engine has stopped; restart the server")
+
+
 class RequestContext:
-    """The outermost middleware: a request id on every answer, a count of it, and a JSON 500 for a fault of ours."""
+    """The outermost middleware: a request id on every answer, a count and a line of it, a JSON 500 for a fault of ours.
+
+    The line has the route and not the path, which may hold the secret of a link, and nothing of what was said.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -111,13 +132,14 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         request_id = f"req_{uuid.uuid4().hex}".encode("ascii")
-        started = False
+        started, begun = False, time.monotonic()
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id)]}
+                scope["status"] = message["status"]
                 self._count(scope, message["status"])
             await send(message)
 
@@ -127,21 +149,36 @@ class RequestContext:
             if started:
                 raise  # uvicorn logs it and cuts the connection, which is all that can still be said
             await errors.error_response(errors.fault(error))(scope, receive, send_with_id)
+        finally:
+            self._note(scope, request_id.decode("ascii"), time.monotonic() - begun)
+
+    def _note(self, scope: Scope, request_id: str, seconds: float) -> None:
+        if access.isEnabledFor(logging.INFO):
+            facts = {"route": _route(scope), "status": scope.get("status"), "ms": round(1000 * seconds)}
+            facts |= {"account": scope.get("account"), "request": request_id}
+            access.info("%s %s", _method(scope), _route(scope), extra=facts)
 
     def _count(self, scope: Scope, status: int) -> None:
-        path = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        self.metrics.responses.labels(method, path, str(status)).inc()
+        self.metrics.responses.labels(_method(scope), _route(scope), str(status)).inc()
+
+
+def _route(scope: Scope) -> str:
+    return str(getattr(scope.get("route"), "path", "other"))
+
+
+def _method(scope: Scope) -> str:
+    return str(scope["method"]) if scope["method"] in _METHODS else "other"
 
 
 def _lifespan(
-    engine: EngineProtocol, platform: Platform | None
+    engine: EngineProtocol, platform: Platform | None, metrics: Metrics, settings: ServerSettings
 ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            async with platform.running(engine.info.model) if platform else contextlib.nullcontext():
-                yield
+            with metrics.listening(settings.metrics_address):
+                async with platform.running(engine.info.model, metrics) if platform else contextlib.nullcontext():
+                    yield
         finally:
             await engine.close()
 

@@ -37,6 +37,12 @@ class HoldMeter:
         self._closing: asyncio.Task[None] | None = None
         self._dry = False  # the last extension brought nothing; the next is tried when nothing is left
 
+    @property
+    def held(self) -> int:
+        """Nano-units."""
+        hold = self._hold
+        return 0 if hold is None else hold.price.ceiling(hold.order.prompt_tokens, hold.covered)
+
     async def open(self) -> None:
         """Hold, or raise `InsufficientBalance`."""
         self._opening = self.meters.spawn(self.meters.billing.hold(self.order))
@@ -72,7 +78,8 @@ class HoldMeter:
         except LeadlineError:
             return  # nothing was held
         try:
-            await self.meters.billing.settle(self.order.request_id, self.usage, outcome)
+            cost = await self.meters.billing.settle(self.order.request_id, self.usage, outcome)
+            self.meters.settled += cost or 0
         finally:
             self.meters.live.pop(self.order.request_id, None)
 
@@ -83,8 +90,17 @@ class Meters:
     def __init__(self, billing: Billing) -> None:
         self.billing = billing
         self.live: dict[str, HoldMeter] = {}
+        self.settled = 0  # nano-units that this process has billed
         self._written: dict[str, tuple[Usage, float]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def held(self) -> int:
+        return sum(meter.held for meter in self.live.values())
+
+    @property
+    def open_holds(self) -> int:
+        return len(self.live)
 
     def meter(self, order: Order) -> HoldMeter:
         return HoldMeter(self, order)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from leadline.engine.types import EngineProtocol
+from leadline.errors import ConfigError
+from leadline.server.money import NANO
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+MOST_PORT = 65_535
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
@@ -55,8 +60,56 @@ class Metrics:
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(name, help, buckets=buckets, registry=self.registry)
 
+    @contextlib.contextmanager
+    def listening(self, address: str | None) -> Generator[None, None, None]:
+        """Serve /metrics at HOST:PORT too, meanwhile; from a thread, so that it answers when the loop is busy."""
+        if address is None:
+            yield
+            return
+        host, port = split_address(address)
+        try:
+            server, thread = start_http_server(port, host.strip("[]"), registry=self.registry)
+        except OSError as error:
+            raise ConfigError(f"cannot serve metrics on {address}: {error.strerror or error}") from None
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    def watch_money(self, meters: Money) -> None:
+        """Show what `meters` hold and have settled."""
+        self.registry.register(MoneyCollector(meters))
+
     def render(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class Money(Protocol):
+    """What this process holds and has settled, in nano-units."""
+
+    @property
+    def held(self) -> int: ...
+
+    @property
+    def settled(self) -> int: ...
+
+    @property
+    def open_holds(self) -> int: ...
+
+
+class MoneyCollector(Collector):
+    def __init__(self, money: Money) -> None:
+        self.money = money
+
+    def collect(self) -> Iterator[Metric]:
+        held, settled = self.money.held / NANO, self.money.settled / NANO
+        yield GaugeMetricFamily(
+            "leadline_money_held", "What running requests hold, in the books' currency.", value=held
+        )
+        yield GaugeMetricFamily("leadline_holds", "Requests that hold money.", value=float(self.money.open_holds))
+        yield CounterMetricFamily("leadline_money_settled", "What was billed since the start.", value=settled)
 
 
 class EngineCollector(Collector):
@@ -74,10 +127,19 @@ class EngineCollector(Collector):
         )
         yield GaugeMetricFamily("leadline_cache_tokens", "Tokens that the cache holds.", value=info.cache_tokens)
         yield GaugeMetricFamily("leadline_context_length", "Tokens of a request.", value=info.context_length)
+        hits = stats.cached_tokens / stats.prompt_tokens if stats.prompt_tokens else 0.0
+        yield GaugeMetricFamily("leadline_cache_hit_rate", "Share of prompt tokens found in the cache.", value=hits)
         for name, (help, field) in _GAUGES.items():
             yield GaugeMetricFamily(name, help, value=float(getattr(stats, field)))
         for name, (help, field) in _COUNTERS.items():
             yield CounterMetricFamily(name, help, value=float(getattr(stats, field)))
+
+
+def split_address(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > MOST_PORT:
+        raise ConfigError(f"{address!r} is no address: write HOST:PORT", param="metrics_address")
+    return host, int(port)
 
 
 class Timing:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import Request
-from sqlalchemy import Row, select
+from sqlalchemy import Row, select, update
 
 from leadline.engine.types import Usage
-from leadline.errors import AuthenticationError, PermissionDenied
+from leadline.errors import AuthenticationError, EngineOverloaded, PermissionDenied
 from leadline.server import chats, legal
 from leadline.server.access import Meter, Outcome, Principal
 from leadline.server.accounts import (
@@ -31,10 +31,11 @@ from leadline.server.accounts import (
 from leadline.server.answers import LINGER_SECONDS, Answers
 from leadline.server.auth import Passwords, bearer, is_key, masked, read_token
 from leadline.server.billing import Billing, Order
-from leadline.server.db import usage
+from leadline.server.db import facts, usage
 from leadline.server.keys import find_key, touch_key
 from leadline.server.limits import Rates, Slots, Throttle, network
 from leadline.server.meter import HoldMeter, Meters, every
+from leadline.server.metrics import Metrics
 from leadline.server.money import Price
 from leadline.server.store import DEFAULT_PRICE, Currency, Store, open_store
 
@@ -85,7 +86,7 @@ class Platform:
         return self._open[1]
 
     @contextlib.asynccontextmanager
-    async def running(self, model: str) -> AsyncGenerator[None, None]:
+    async def running(self, model: str, metrics: Metrics | None = None) -> AsyncGenerator[None, None]:
         """Open the books, sell `model`, and keep house until the end."""
         settings = self.settings
         async with open_store(settings.folder, settings.database, durable=settings.durable) as store:
@@ -97,6 +98,8 @@ class Platform:
             meters = Meters(Billing(store.database, clock=store.clock, witness=self.answers))
             async with meters.running(), every(UPKEEP_SECONDS, self._upkeep):
                 self._open = store, meters
+                if metrics is not None:
+                    metrics.watch_money(meters)
                 try:
                     yield
                 finally:
@@ -120,6 +123,7 @@ class Platform:
         """On the API: a key or a client token."""
         secret = bearer(request.headers.get("authorization"))
         principal = await (self._key(secret) if secret.startswith("sk-") else self._session(secret, "client"))
+        request.scope["account"] = principal.user_id
         self._rate(principal)
         return principal
 
@@ -129,6 +133,7 @@ class Platform:
         if token is None:
             raise AuthenticationError("sign in first")
         principal = await self._session(token, "web")
+        request.scope["account"] = principal.user_id
         if admin and not principal.admin:
             raise PermissionDenied("this is for the operators")
         self._rate(principal)
@@ -201,6 +206,13 @@ class Platform:
         assert principal.user_id is not None
         order = Order(request_id, principal.user_id, principal.key_id, self.model, prompt_tokens, most)
         return AccountMeter(self.meters.meter(order), self.slots, self._slots_of(principal))
+
+    async def check_ready(self) -> None:
+        """Raises when the books cannot be written in."""
+        if self._open is None:
+            raise EngineOverloaded("the server is starting or stopping")
+        async with self.store.database.write() as connection:
+            await connection.execute(update(facts).where(facts.c.name == "currency").values(name="currency"))
 
     async def cost(self, request_id: str) -> int:
         """What a request that has ended did cost."""

@@ -28,3 +28,4 @@ class ServerSettings:
     max_choices: int = 128  # prompts times n of one request
     keep_alive_seconds: float = 15.0  # silence after which a waiting client hears that it is still being served
     retry_after_seconds: int = 1
+    metrics_address: str | None = None  # HOST:PORT where /metrics is served to whoever reaches it

@@ -1,9 +1,11 @@
-"""`leadline admin` on a database of its own, and what `leadline serve --accounts` refuses and prints at its start."""
+"""`leadline admin` on a database of its own, backup and restore, and what `leadline serve` refuses and prints."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,10 +16,11 @@ import httpx2
 import pytest
 
 from leadline.cli import run
-from leadline.server import ledger, owner
+from leadline.server import ledger, owner, wallet
 from leadline.server.accounts import find_user
 from leadline.server.keys import find_key, list_keys
 from leadline.server.store import open_store
+from tests.source import ROOT
 
 
 @pytest.fixture
@@ -105,6 +108,67 @@ def test_the_first_steps_of_an_owner(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
+def test_a_backup_brings_everything_back(admin: Admin, tmp_path: Path) -> None:
+    admin.out("user", "ada@example.org")
+    admin.out("grant", "ada@example.org", "5")
+    code = admin.out("voucher", "2")[0]
+    target = tmp_path / "backup.tar"
+    admin.out("backup", str(target))
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert "is there already" in admin.error("backup", str(target))
+    assert "has an installation" in admin.error("restore", str(target))
+    admin.folder = tmp_path / "elsewhere"
+    admin.out("restore", str(target))
+    assert admin.out("users") == ["1\tada@example.org\tuser\tactive\t5.00"]
+    assert admin.out("check") == ["the books add up"]
+    assert (admin.folder / "secrets.json").stat().st_mode & 0o777 == 0o600
+
+    async def redeem() -> None:  # the secrets came along
+        async with open_store(admin.folder, durable=False) as store, store.database.write() as connection:
+            assert (await wallet.redeem(connection, store.secrets, 1, code, store.now())).amount == 2 * 10**9
+
+    asyncio.run(redeem())
+
+
+@pytest.mark.parametrize("damage", ["", "nonsense", "cut"])
+def test_what_is_no_backup_restores_nothing(admin: Admin, tmp_path: Path, damage: str) -> None:
+    admin.out("user", "ada@example.org")
+    target = tmp_path / "backup.tar"
+    admin.out("backup", str(target))
+    whole = target.read_bytes()
+    target.write_bytes(whole[: len(whole) // 2] if damage == "cut" else damage.encode())
+    admin.folder = tmp_path / "elsewhere"
+    assert "backup" in admin.error("restore", str(target))
+    assert not (admin.folder / "leadline.db").exists()
+    assert "no installation" in admin.error("backup", str(tmp_path / "other.tar"))
+
+
+def test_terms_and_links_at_the_command_line(admin: Admin, tmp_path: Path) -> None:
+    assert admin.out("terms")[0] == "# Terms of use"
+    (tmp_path / "terms.md").write_text("# Ours", encoding="utf-8")
+    assert admin.out("terms", str(tmp_path / "terms.md")) == ["version 2"]
+    assert admin.out("terms") == ["# Ours"]
+    assert "cannot read" in admin.error("terms", str(tmp_path / "no.md"))
+    admin.out("user", "ada@example.org")
+    assert len(admin.out("link", "ada@example.org")[0]) == 32
+
+
+def test_the_systemd_unit_verifies() -> None:
+    unit = ROOT / "deploy/leadline.service"
+    assert "ExecStart=" in unit.read_text(encoding="utf-8")
+    if verify := shutil.which("systemd-analyze"):
+        done = subprocess.run([verify, "verify", str(unit)], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_example_of_a_configuration_is_understood(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LEADLINE_SERVE_CONFIG", str(ROOT / "deploy/leadline.toml"))
+    assert run(["serve", "--port", "0"]) == 2
+    assert "/etc/leadline/cert.pem" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -117,14 +181,19 @@ def test_the_first_steps_of_an_owner(tmp_path: Path) -> None:
     ],
 )
 def test_serving_with_accounts_refuses(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["serve", "--accounts", *arguments]) == 2
+    assert run(["serve", *arguments]) == 2
     assert words in capsys.readouterr().err
 
 
 def test_serving_with_accounts_prints_a_key_that_works(tiny_lite_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "leadline", "serve", "--accounts", "--port", "0", "--data", str(tmp_path / "data")]
+    command = [sys.executable, "-m", "leadline", "serve", "--port", "0", "--data", str(tmp_path / "data")]
+    command += ["--log-level", "info", "--log-format", "json"]
     options = ["--model", str(tiny_lite_folder), "--max-model-len", "256", "--max-memory", "1GiB"]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+    log = tmp_path / "log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
         assert process.stdout is not None
         try:
             url = process.stdout.readline().split(" is served at ")[1].split()[0]
@@ -137,6 +206,23 @@ def test_serving_with_accounts_prints_a_key_that_works(tiny_lite_folder: Path, t
             usage = answer.json()["usage"]
             spent = usage["prompt_tokens"] * 140 + usage["completion_tokens"] * 280
             assert balance["granted_balance"] == f"{100 - spent / 10**9:.9f}".rstrip("0")
+            link = process.stdout.readline().split(": ")[1].strip()
+            assert link.startswith(f"{url}/signin#")
+            assert httpx2.get(f"{url}/ready").json() == {"status": "ready"}
+            with httpx2.Client(base_url=url) as browser:
+                owner_card = browser.post("/api/signin", json={"token": link.partition("#")[2]}).json()
+                assert owner_card["role"] == "admin"
+                assert browser.get("/api/session").json()["user"] == owner_card
+                assert browser.post("/api/signin", json={"token": link.partition("#")[2]}).status_code == 401
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    requests = [line for line in lines if line["logger"] == "leadline.access"]
+    assert [(line["message"], line["status"]) for line in requests][:2] == [
+        ("GET /models", 401),
+        ("POST /chat/completions", 200),
+    ]
+    assert requests[1]["account"] == owner_card["id"]
+    assert "who are you" not in json.dumps(lines), "no prompt is written down"
+    assert link.partition("#")[2] not in json.dumps(lines)

@@ -96,8 +96,12 @@ def test_a_port_in_use_is_one_line(served: Served, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--host", "0.0.0.0"), "without accounts"),
-        (("--host", "example.com"), "without accounts"),
+        (("--open", "--host", "0.0.0.0"), "without accounts"),
+        (("--open", "--host", "example.com"), "without accounts"),
+        (("--host", "0.0.0.0"), "in the clear"),
+        (("--config", "no/such.toml"), "cannot read no/such.toml"),
+        (("--metrics-address", "nowhere"), "write HOST:PORT"),
+        (("--retention-days", "0"), "--retention-days"),
         (("--port", "99999"), "between 0 and 65535"),
         (("--port", "-1"), "between 0 and 65535"),
         (("--port", "0", "--model", "no/such/folder"), "no/such/folder"),
@@ -107,6 +111,47 @@ def test_a_mistake_is_one_line(arguments: tuple[str, ...], words: str, capsys: p
     assert run(["serve", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max-num-seqs = 'many'", "max-num-seqs"),
+        ("prot = 1", "prot"),
+        ("port = 99999", "between 0 and 65535"),
+        ("port = ", "Invalid value"),
+        ("signup = 'everyone'", "everyone"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(
+    tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "leadline.toml"
+    path.write_text(text, encoding="utf-8")
+    assert run(["serve", "--config", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "leadline.toml"
+    path.write_text("open = true\nhost = '0.0.0.0'\nport = 70001", encoding="utf-8")
+
+    def complaint(*flags: str) -> str:
+        assert run(["serve", *flags]) == 2
+        return capsys.readouterr().err
+
+    monkeypatch.setenv("LEADLINE_SERVE_CONFIG", str(path))
+    assert "--host 0.0.0.0: a server without accounts" in complaint()
+    monkeypatch.setenv("LEADLINE_SERVE_HOST", "127.0.0.1")
+    assert "--port 70001" in complaint()
+    monkeypatch.setenv("LEADLINE_SERVE_PORT", "70002")
+    assert "--port 70002" in complaint()
+    assert "--port 70003" in complaint("--port", "70003")
+    monkeypatch.setenv("LEADLINE_SERVE_HOTS", "127.0.0.1")
+    assert "LEADLINE_SERVE_HOTS is no option of leadline serve; did you mean 'HOST'?" in complaint()
 
 
 def test_ipv6() -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import httpx2
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from leadline.engine.fake import FakeEngine
+from leadline.errors import ConfigError
 from leadline.server.app import create_app
+from leadline.server.metrics import split_address
+from leadline.server.run import bind, url
+from leadline.server.settings import ServerSettings
 from leadline.tokenizer import Tokenizer
 from tests.fixtures_server import live_server
 
@@ -26,6 +32,27 @@ def test_what_it_shows(tokenizer: Tokenizer) -> None:
     assert samples["leadline_requests_running"] == 0
     assert 'leadline_http_responses_total{method="other"' in response.text
     assert 'path="other",status="404"' in response.text
+
+
+def test_they_can_have_an_address_of_their_own(tokenizer: Tokenizer) -> None:
+    with bind("127.0.0.1", 0) as sock:
+        address = url(sock).removeprefix("http://")
+    with live_server(tokenizer, ServerSettings(metrics_address=address)) as server:
+        server.chat(max_tokens=5)
+        text = httpx2.get(f"http://{address}/metrics").text
+        assert "leadline_generation_tokens_total 5.0" in text
+        assert "leadline_cache_hit_rate 0.0" in text
+        assert server.http.get("/ready").json() == {"status": "ready"}
+        server.engine.kill()
+        assert server.http.get("/ready").status_code == 503
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"http://{address}/metrics")
+
+
+@pytest.mark.parametrize("address", ["9100", "localhost", "localhost:", ":9", "a:99999", "a:-1"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        split_address(address)
 
 
 def test_apps_do_not_share_a_registry(tokenizer: Tokenizer) -> None:

@@ -319,3 +319,16 @@ def test_leaving_a_whole_answer_costs_the_prompt_and_a_failure_nothing(tokenizer
         chat(other, stream=True)
         streamed = slow.bills(other_id)[-1]
         assert (streamed.outcome, streamed.completion_tokens) == ("failed", 3)
+
+
+def test_the_metrics_tell_what_is_held_and_settled(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with live_site(tokenizer, tmp_path, context_length=512) as site:
+        user_id, client = site.customer()
+        usage = chat(client, max_tokens=5).json()["usage"]
+        operator = site.client(site.key(site.user(role="admin")))
+        assert client.get("/metrics").status_code == 403
+        text = operator.get("/metrics").text
+        samples = dict(line.split() for line in text.splitlines() if line.startswith("leadline_") and "{" not in line)
+        assert float(samples["leadline_money_settled_total"]) == cost(usage) / 10**9
+        assert (samples["leadline_money_held"], samples["leadline_holds"]) == ("0.0", "0.0")
+        assert site.balance(user_id).held == 0
