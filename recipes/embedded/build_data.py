@@ -150,17 +150,22 @@ def write_chats(raw: Path, out: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- tokenizer
 
 
+LONGEST_TOKEN = 15  # bytes: five Chinese characters. Without a limit whole sentences of the makers would become tokens.
+
+
 def tokenizer_texts(out: Path) -> Iterator[str]:
-    """Every document, a chat as the template writes it: the words that open a turn deserve tokens of their own."""
+    """Half of all documents, a chat as the template writes it: the words that open a turn deserve tokens of their own."""
     for path in (*sorted((out / "documents").glob("*.jsonl")), out / "sft" / "train.jsonl"):
         for document in sources.read_jsonl(path):
             turns = document.get("messages", [])
             forms = {"user": "User: {}\n\n", "assistant": "Assistant: {}"}
-            yield document.get("text") or "".join(forms[turn["role"]].format(turn["content"]) for turn in turns)
+            text = document.get("text") or "".join(forms[turn["role"]].format(turn["content"]) for turn in turns)
+            if sources.share(text, 50):
+                yield text
 
 
 def train_tokenizer(raw: Path, out: Path) -> None:
-    train_bpe(tokenizer_texts(out), VOCAB_SIZE, out / "tokenizer")
+    train_bpe(tokenizer_texts(out), VOCAB_SIZE, out / "tokenizer", max_token_length=LONGEST_TOKEN)
 
 
 # ------------------------------------------------------------------------------------------------------------- check
