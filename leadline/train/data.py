@@ -157,15 +157,16 @@ class PackedCorpus:
         return order, np.concatenate(([0], np.cumsum(lengths[order])))
 
 
-def _load_split(folder: Path, split: str) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+def _load_split(folder: Path, split: str) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         starts = np.load(folder / f"{split}.idx.npy", allow_pickle=False)
-        tokens = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
+        kind = {"<u2": np.uint16, "<u4": np.uint32}[manifest.get("dtype", "<u2")]
+        tokens = np.memmap(folder / f"{split}.bin", dtype=np.dtype(kind).newbyteorder("<"), mode="r")
         expected = manifest["splits"][split]["tokens"]
         offsets = starts.astype(np.int64)
         ordered = offsets[0] == 0 and offsets[-1] == expected and bool((np.diff(offsets) >= 0).all())
-    except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
         raise DataError(f"{folder} is not a corpus folder: {error}") from None
     if len(tokens) != expected:
         raise DataError(f"{folder}/{split}.bin holds {len(tokens)} tokens, its manifest says {expected}")

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from leadline.errors import DataError
 
 Keys = npt.NDArray[np.uint64]
+Ids = npt.NDArray[np.unsignedinteger]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -48,7 +49,7 @@ class NGramModel:
         return len(self.levels)
 
 
-def pack(ids: npt.NDArray[np.uint16], starts: Ints, order: int, bits: int) -> Keys:
+def pack(ids: Ids, starts: Ints, order: int, bits: int) -> Keys:
     """The n-gram that ends at every token but the documents' first; before a document stands its BOS, repeated."""
     position = np.arange(len(ids)) - np.repeat(starts[:-1], np.diff(starts))
     keys = np.zeros(len(ids), dtype=np.uint64)
@@ -58,7 +59,7 @@ def pack(ids: npt.NDArray[np.uint16], starts: Ints, order: int, bits: int) -> Ke
     return np.asarray(keys[position > 0])
 
 
-def train_ngram(ids: npt.NDArray[np.uint16], starts: Ints, *, order: int, vocab_size: int) -> NGramModel:
+def train_ngram(ids: Ids, starts: Ints, *, order: int, vocab_size: int) -> NGramModel:
     """Count and discount; `starts` are the documents' starts and the end, as in a shard's index."""
     bits = max(1, (vocab_size - 1).bit_length())
     if order * bits > 64:
@@ -112,12 +113,12 @@ def probabilities(model: NGramModel, grams: Keys) -> Floats:
     return p
 
 
-def total_bits(model: NGramModel, ids: npt.NDArray[np.uint16], starts: Ints) -> float:
+def total_bits(model: NGramModel, ids: Ids, starts: Ints) -> float:
     """-log2 p of all documents, EOS included, BOS not."""
     return float(-np.log2(probabilities(model, pack(ids, starts, model.order, model.bits))).sum())
 
 
-def distinct_documents(ids: npt.NDArray[np.uint16], starts: Ints) -> tuple[npt.NDArray[np.uint16], Ints]:
+def distinct_documents(ids: Ids, starts: Ints) -> tuple[Ids, Ints]:
     """Each document once: copies (a source's `repeat`) would pass for evidence and spoil the discounts."""
     seen: set[bytes] = set()
     kept = []
@@ -132,7 +133,10 @@ def distinct_documents(ids: npt.NDArray[np.uint16], starts: Ints) -> tuple[npt.N
 def ngram_baseline(folder: Path, manifest: dict[str, Any], *, order: int = 5) -> float:
     """Bits per byte on the `valid` shard of a built corpus, of an n-gram model trained on its `train` shard."""
     split = {
-        name: (np.fromfile(folder / f"{name}.bin", dtype="<u2"), np.load(folder / f"{name}.idx.npy"))
+        name: (
+            np.fromfile(folder / f"{name}.bin", dtype=manifest.get("dtype", "<u2")),
+            np.load(folder / f"{name}.idx.npy"),
+        )
         for name in ("train", "valid")
     }
     vocab_size = int(manifest["tokenizer"]["vocab_size"])

@@ -40,7 +40,8 @@ def extended(tmp_path_factory: pytest.TempPathFactory, trained: TrainConfig, tok
     corpus = write_corpus(folder / "corpus", tokenizer, train=documents[:32], valid=documents[32:])
     config = dataclasses.replace(
         trained, out=folder / "run", data=corpus, init=trained.out / "model", tokenizer=None,
-        yarn=ExtensionConfig(FACTOR), sequence_length=LONG, batch_tokens=4 * LONG, micro_batch_tokens=2 * LONG, tokens=8 * 4 * LONG,
+        yarn=ExtensionConfig(FACTOR), sequence_length=LONG, batch_tokens=4 * LONG,
+        micro_batch_tokens=2 * LONG, tokens=8 * 4 * LONG,
     )  # fmt: skip
     assert extend(config)
     return config
