@@ -56,6 +56,9 @@ def test_every_import_is_declared(module: str) -> None:
     elif module == "leadline.train.plot":
         assert distributions(module) <= core | plot
         assert distributions(module, eager=True) - plot <= core
+    elif module == "leadline.train.corpus.read":  # Parquet, which evaluation brings
+        assert distributions(module) <= core | engine | evaluation
+        assert distributions(module, eager=True) <= core
     else:
         assert distributions(module) <= core | engine | plot
 

@@ -187,7 +187,7 @@ def check_tokenizer(folder: Path, tokenizer: Path) -> None:
 
 
 def held_out(folder: Path, split: str, sequence_length: int, limit: int) -> tuple[list[Batch], int]:
-    """The split as batches of whole documents, cut at `sequence_length` tokens, and its bytes (see corpus.py).
+    """The split as batches of whole documents, cut at `sequence_length` tokens, and its bytes (see corpus/build.py).
 
     With `limit` only the first documents up to that many tokens, and their share of the bytes.
     """
