@@ -38,9 +38,12 @@ def error_body(error: LeadlineError) -> dict[str, Any]:
 
 
 def error_response(error: LeadlineError, retry_after: int = 1) -> Response:
-    return json_response(
-        error_body(error), error.status, _retry_headers(error.status, error.retry_after or retry_after)
-    )
+    return json_response(error_body(error), error.status, retry_headers(error, retry_after))
+
+
+def retry_headers(error: LeadlineError, retry_after: int = 1) -> dict[str, str]:
+    """What tells clients whether, and when, to try again."""
+    return _retry_headers(error.status, error.retry_after or retry_after)
 
 
 def http_error_response(error: HTTPException) -> Response:

@@ -24,6 +24,7 @@ from leadline.server.completion import CompletionService
 from leadline.server.errors import error_response, json_response
 from leadline.server.hosts import host_name, urlsplit_netloc
 from leadline.server.ledger import balance
+from leadline.server.legacy import LegacyRoutes
 from leadline.server.library_routes import LibraryRoutes
 from leadline.server.money import format_money
 from leadline.server.openai import PREFIXES
@@ -54,6 +55,7 @@ def add_platform(app: FastAPI, platform: Platform, service: CompletionService) -
         SiteRoutes(platform, service),
         AccountRoutes(platform),
         ChatRoutes(platform, service, answers),
+        LegacyRoutes(platform, service, answers),
         LibraryRoutes(platform),
         AdminRoutes(platform, service, answers),
     )

@@ -42,7 +42,8 @@ class ClientLeft(Exception):
 
 
 class EventStream(Response):
-    """Sends each of `events` as it comes. `left` is called when the client does not stay to the end."""
+    """Sends each of `events` as it comes. `left` is called when the client does not stay to the end; one that waits
+    hears `sign_of_life`."""
 
     def __init__(
         self,
@@ -51,15 +52,17 @@ class EventStream(Response):
         keep_alive: float,
         left: Callable[[], None],
         headers: Mapping[str, str] | None = None,
+        sign_of_life: bytes = COMMENT,
     ) -> None:
         self.events = events
+        self.sign_of_life = sign_of_life
         self.keep_alive = keep_alive
         self.left = left
         self.extra_headers = dict(headers or {})
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = Writer(send, {**EVENT_HEADERS, **self.extra_headers}, COMMENT)
+        writer = Writer(send, {**EVENT_HEADERS, **self.extra_headers}, self.sign_of_life)
         try:
             await until_disconnect(receive, writer.kept_alive(self.keep_alive, self._write(writer)))
         except ClientLeft:
