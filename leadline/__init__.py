@@ -1,7 +1,7 @@
 """leadline: an independent implementation of the DeepSeek-V2 system. Not affiliated with DeepSeek.
 
-`from leadline import LLM, SamplingParams` is the whole offline API. Names load on first use, so that `import leadline`
-stays light and the client, the server and the command line never see torch.
+`from leadline import LLM, SamplingParams` is the whole offline API; `Client` and `AsyncClient` ask a server. Names load
+on first use, so that `import leadline` stays light and the client, the server and the command line never see torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from leadline.client.http import AsyncClient as AsyncClient
+    from leadline.client.http import Client as Client
     from leadline.engine.llm import LLM as LLM
     from leadline.engine.types import CompletionOutput as CompletionOutput
     from leadline.engine.types import RequestOutput as RequestOutput
@@ -18,9 +20,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "CompletionOutput", "LeadlineError", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncClient",
+    "Client",
+    "CompletionOutput",
+    "LeadlineError",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 _HOMES = {
+    "AsyncClient": "leadline.client.http",
+    "Client": "leadline.client.http",
     "LLM": "leadline.engine.llm",
     "CompletionOutput": "leadline.engine.types",
     "RequestOutput": "leadline.engine.types",

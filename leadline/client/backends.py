@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from leadline.client.http import Client
 from leadline.engine.types import EngineOutput, EngineProtocol, EngineRequest, SamplingParams
-from leadline.errors import EngineError
+from leadline.errors import EngineError, ModelNotFound
 
 if TYPE_CHECKING:  # talking to a server needs no tokenizer
     from leadline.tokenizer import Tokenizer
@@ -43,7 +43,23 @@ class ChatBackend(Protocol):
 
     def stream(self, messages: Messages, options: ChatOptions) -> Generator[str, None, None]: ...
 
+    def models(self) -> list[str]:
+        """What `choose` takes; the first is the one that answers now."""
+        ...
+
+    def choose(self, model: str) -> None: ...
+
+    def forget(self) -> None:
+        """The conversation is over: whoever keeps it beside the terminal lets go of it."""
+        ...
+
     def close(self) -> None: ...
+
+
+def check_choice(model: str, models: Sequence[str]) -> str:
+    if model not in models:
+        raise ModelNotFound(f"there is no model {model!r} here; there is {', '.join(models)}")
+    return model
 
 
 class HttpBackend:
@@ -61,6 +77,15 @@ class HttpBackend:
         for chunk in self.client.chat_stream(messages, model=self.model, **options.given()):
             if chunk.text:
                 yield chunk.text
+
+    def models(self) -> list[str]:
+        return sorted(self.client.models(), key=lambda name: name != self.model)
+
+    def choose(self, model: str) -> None:
+        self.model = check_choice(model, self.models())
+
+    def forget(self) -> None:
+        pass
 
     def close(self) -> None:
         self.client.close()
@@ -97,6 +122,15 @@ class EngineBackend:
             self.engine.cancel(request.request_id)
             if isinstance(outputs, AsyncGenerator):
                 self._loop.run_until_complete(outputs.aclose())
+
+    def models(self) -> list[str]:
+        return [self.engine.info.model]
+
+    def choose(self, model: str) -> None:
+        check_choice(model, self.models())
+
+    def forget(self) -> None:
+        pass
 
     def close(self) -> None:
         if not self._loop.is_closed():

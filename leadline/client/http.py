@@ -20,6 +20,7 @@ import json
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any, Self
 
 import httpx2
@@ -49,6 +50,12 @@ class Reply:
     usage: Usage
     raw: Mapping[str, Any] = dataclasses.field(repr=False, default_factory=dict)
 
+    @property
+    def tool_calls(self) -> Sequence[Mapping[str, Any]]:
+        """The calls of a chat's answer, as the API has them."""
+        calls: Sequence[Mapping[str, Any]] = self.raw["choices"][0].get("message", {}).get("tool_calls") or ()
+        return calls
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
@@ -57,6 +64,17 @@ class Chunk:
     text: str
     finish_reason: str | None = None
     usage: Usage | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Balance:
+    """An account's money. A server without accounts takes none: `available`, and zeros in no currency."""
+
+    available: bool
+    currency: str = ""
+    total: Decimal = Decimal()
+    granted: Decimal = Decimal()
+    topped_up: Decimal = Decimal()
 
 
 class _Base:
@@ -100,19 +118,22 @@ class Client(_Base):
 
     def chat(self, messages: Messages, **fields: Any) -> Reply:
         """`fields` are the API's: model, temperature, max_tokens, stop, ..."""
-        return chat_reply(self._json("POST", "chat/completions", chat_body(messages, fields)))
+        return chat_reply(self.call("POST", "chat/completions", chat_body(messages, fields)))
 
     def chat_stream(self, messages: Messages, **fields: Any) -> Generator[Chunk, None, None]:
         yield from self._chunks("chat/completions", streamed(chat_body(messages, fields)))
 
     def complete(self, prompt: Prompt, **fields: Any) -> Reply:
-        return completion_reply(self._json("POST", "completions", completion_body(prompt, fields)))
+        return completion_reply(self.call("POST", "completions", completion_body(prompt, fields)))
 
     def complete_stream(self, prompt: Prompt, **fields: Any) -> Generator[Chunk, None, None]:
         yield from self._chunks("completions", streamed(completion_body(prompt, fields)))
 
     def models(self) -> list[str]:
-        return model_names(self._json("GET", "models"))
+        return model_names(self.call("GET", "models"))
+
+    def balance(self) -> Balance:
+        return account_balance(self.call("GET", "user/balance"))
 
     def close(self) -> None:
         self._http.close()
@@ -123,19 +144,20 @@ class Client(_Base):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        with self._answer(method, path, body) as response, _broken_off(self.base_url):
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """One request of one's own, with all retries and errors; the JSON of its answer."""
+        with self.answer(method, path, body) as response, broken_off(self.base_url):
             return parsed(response.read())
 
     def _chunks(self, path: str, body: Mapping[str, Any]) -> Generator[Chunk, None, None]:
         reader = ChunkReader()
-        with self._answer("POST", path, body) as response, _broken_off(self.base_url):
+        with self.answer("POST", path, body) as response, broken_off(self.base_url):
             for received in response.iter_bytes():
                 yield from reader.feed(received)
         reader.check_end()
 
     @contextlib.contextmanager
-    def _answer(self, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[httpx2.Response]:
+    def answer(self, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[httpx2.Response]:
         """An answer that is no error, its body unread."""
         response = self._send(method, path, body)
         try:
@@ -167,7 +189,7 @@ class AsyncClient(_Base):
 
     async def chat(self, messages: Messages, **fields: Any) -> Reply:
         """`fields` are the API's: model, temperature, max_tokens, stop, ..."""
-        return chat_reply(await self._json("POST", "chat/completions", chat_body(messages, fields)))
+        return chat_reply(await self.call("POST", "chat/completions", chat_body(messages, fields)))
 
     async def chat_stream(self, messages: Messages, **fields: Any) -> AsyncGenerator[Chunk, None]:
         async with contextlib.aclosing(
@@ -177,7 +199,7 @@ class AsyncClient(_Base):
                 yield chunk
 
     async def complete(self, prompt: Prompt, **fields: Any) -> Reply:
-        return completion_reply(await self._json("POST", "completions", completion_body(prompt, fields)))
+        return completion_reply(await self.call("POST", "completions", completion_body(prompt, fields)))
 
     async def complete_stream(self, prompt: Prompt, **fields: Any) -> AsyncGenerator[Chunk, None]:
         async with contextlib.aclosing(
@@ -187,7 +209,10 @@ class AsyncClient(_Base):
                 yield chunk
 
     async def models(self) -> list[str]:
-        return model_names(await self._json("GET", "models"))
+        return model_names(await self.call("GET", "models"))
+
+    async def balance(self) -> Balance:
+        return account_balance(await self.call("GET", "user/balance"))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -198,22 +223,22 @@ class AsyncClient(_Base):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        async with self._answer(method, path, body) as response:
-            with _broken_off(self.base_url):
+    async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        async with self.answer(method, path, body) as response:
+            with broken_off(self.base_url):
                 return parsed(await response.aread())
 
     async def _chunks(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
         reader = ChunkReader()
-        async with self._answer("POST", path, body) as response:
-            with _broken_off(self.base_url):
+        async with self.answer("POST", path, body) as response:
+            with broken_off(self.base_url):
                 async for received in response.aiter_bytes():
                     for chunk in reader.feed(received):
                         yield chunk
         reader.check_end()
 
     @contextlib.asynccontextmanager
-    async def _answer(self, method: str, path: str, body: Mapping[str, Any] | None) -> AsyncIterator[httpx2.Response]:
+    async def answer(self, method: str, path: str, body: Mapping[str, Any] | None) -> AsyncIterator[httpx2.Response]:
         response = await self._send(method, path, body)
         try:
             yield response
@@ -258,7 +283,7 @@ class ChunkReader:
     def _chunk(self, event: Any) -> Chunk:
         if isinstance(event, Mapping) and event.get("error"):
             raise body_error(500, event)
-        with _as_expected():
+        with as_expected():
             usage = _usage(event["usage"]) if event.get("usage") else None
             if not event["choices"]:
                 return Chunk("", usage=usage)
@@ -297,18 +322,27 @@ def streamed(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def chat_reply(body: Any) -> Reply:
-    with _as_expected():
+    with as_expected():
         return _reply(body, body["choices"][0]["message"]["content"])
 
 
 def completion_reply(body: Any) -> Reply:
-    with _as_expected():
+    with as_expected():
         return _reply(body, body["choices"][0]["text"])
 
 
 def model_names(body: Any) -> list[str]:
-    with _as_expected():
+    with as_expected():
         return [model["id"] for model in body["data"]]
+
+
+def account_balance(body: Any) -> Balance:
+    with as_expected():
+        if not body["balance_infos"]:
+            return Balance(bool(body["is_available"]))
+        info = body["balance_infos"][0]
+        amounts = (Decimal(str(info[f"{kind}_balance"])) for kind in ("total", "granted", "topped_up"))
+        return Balance(bool(body["is_available"]), str(info["currency"]), *amounts)
 
 
 def parsed(text: bytes | str) -> Any:
@@ -404,7 +438,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _broken_off(base_url: str) -> Iterator[None]:
+def broken_off(base_url: str) -> Iterator[None]:
     try:
         yield
     except httpx2.TransportError as error:
@@ -412,9 +446,9 @@ def _broken_off(base_url: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_expected() -> Iterator[None]:
+def as_expected() -> Iterator[None]:
     """A body of another shape is the server's fault, said in one line."""
     try:
         yield
-    except (LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError, InvalidOperation):
         raise EngineError("the server's answer has an unexpected form") from None

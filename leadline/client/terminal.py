@@ -28,6 +28,7 @@ _CONTROLS = dict.fromkeys([code for code in (*range(0x20), *range(0x7F, 0xA0)) i
 HELP = """\
 /help          this list
 /system TEXT   what the model is told before the conversation; without TEXT: show it, "/system -" takes it away
+/model NAME    who answers; without NAME: show who could
 /temp NUMBER   temperature, 0 is the likeliest answer; without NUMBER: show it, "/temp -" is the model's own
 /clear         forget the conversation
 /save FILE     write the conversation: Markdown, or JSON when the name ends in .json
@@ -72,9 +73,11 @@ class TerminalChat:
         self.options = options or ChatOptions()
         self.strict = strict
         self.messages: list[dict[str, str]] = []
+        self.spoken = False  # since the conversation began anew: whether there is something to forget
         self.commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: self.screen.note(HELP),
             "/system": self._system,
+            "/model": self._model,
             "/temp": self._temperature,
             "/clear": self._clear,
             "/save": self._save,
@@ -83,15 +86,18 @@ class TerminalChat:
     def run(self) -> None:
         """Until /bye or the end of the input; leaving forgets the conversation."""
         while (line := self._read()) is not None:
-            try:
-                self._take(line)
-            except LeadlineError as error:
-                if self.strict:
-                    raise
-                self.screen.note(f"error: {error.message}")
-                if isinstance(error, ContextLengthExceeded):
-                    self.screen.note("the conversation has outgrown the model's context; /clear begins a new one")
-        self.messages.clear()
+            self._try(self._take, line)
+        self._try(self._forget, "")
+
+    def _try(self, action: Callable[[str], None], line: str) -> None:
+        try:
+            action(line)
+        except LeadlineError as error:
+            if self.strict:
+                raise
+            self.screen.note(f"error: {error.message}")
+            if isinstance(error, ContextLengthExceeded):
+                self.screen.note("the conversation has outgrown the model's context; /clear begins a new one")
 
     def _read(self) -> str | None:
         """What was typed; None when it is time to leave."""
@@ -120,6 +126,7 @@ class TerminalChat:
         system = [{"role": "system", "content": self.system}] if self.system else []
         question = {"role": "user", "content": text}
         said: list[str] = []
+        self.spoken = True
         pieces = self.backend.stream([*system, *self.messages, question], self.options)
         try:
             with contextlib.closing(pieces):
@@ -143,9 +150,20 @@ class TerminalChat:
         shown = self.options.temperature
         self.screen.note(f"temperature: {'the default' if shown is None else shown}")
 
+    def _model(self, text: str) -> None:
+        if text:
+            self.backend.choose(text)
+        self.screen.note(f"model: {self.backend.models()[0]}; there is {', '.join(sorted(self.backend.models()))}")
+
     def _clear(self, _: str) -> None:
-        self.messages.clear()
+        self._forget()
         self.screen.note("the conversation is forgotten")
+
+    def _forget(self, _: str = "") -> None:
+        self.messages.clear()
+        if self.spoken:
+            self.backend.forget()
+        self.spoken = False
 
     def _save(self, text: str) -> None:
         if not text:

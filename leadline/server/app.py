@@ -63,6 +63,7 @@ def create_app(
     for prefix in PREFIXES:
         app.include_router(router, prefix=prefix)
     if platform is None:
+        _add_balance(app)
         app.add_middleware(LoopbackGuard, allowed_hosts=settings.allowed_hosts)
     else:
         from leadline.server.site import add_platform  # brings the database along
@@ -115,6 +116,16 @@ def _add_pages(app: FastAPI, service: CompletionService, platform: Platform | No
 def _check_engine(service: CompletionService) -> None:
     if not service.engine.stats().alive:
         raise EngineDead("the engine has stopped; restart the server")
+
+
+def _add_balance(app: FastAPI) -> None:
+    """Where nothing costs anything, clients that look first are told that they may go on."""
+
+    async def user_balance() -> Response:
+        return errors.json_response({"is_available": True, "balance_infos": []})
+
+    for prefix in PREFIXES:
+        app.add_api_route(f"{prefix}/user/balance", user_balance, methods=["GET"])
 
 
 class RequestContext:

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from leadline import errors
-from leadline.client.http import AsyncClient, Client, api_url, body_error, is_loopback, retry_pause
+from leadline.client.http import AsyncClient, Balance, Client, api_url, body_error, is_loopback, retry_pause
 from leadline.engine.fake import ANSWER
 from leadline.tokenizer import Tokenizer
 from tests.fixtures_server import LiveServer, live_server, wait_until
@@ -34,6 +34,18 @@ def test_answers(client: Client) -> None:
     assert (reply.text, reply.finish_reason, reply.model) == (TEXT, "stop", "fake")
     assert reply.usage.completion_tokens == reply.raw["usage"]["completion_tokens"] > 0
     assert client.complete("Hello", max_tokens=100).text == ANSWER
+
+
+def test_balance_where_nothing_costs_anything(client: Client) -> None:
+    assert client.balance() == Balance(True)
+
+
+def test_tool_calls(client: Client) -> None:
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    (call,) = client.chat(HELLO, tools=tools, tool_choice="required", parallel_tool_calls=False).tool_calls
+    assert call["function"]["name"] == "now"
+    assert client.chat(HELLO).tool_calls == ()
+    assert client.complete("Hello").tool_calls == ()
 
 
 def test_streams(client: Client) -> None:

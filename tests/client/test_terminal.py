@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from leadline.client.backends import ChatOptions, EngineBackend, HttpBackend
+from leadline.client.backends import ChatOptions, EngineBackend, HttpBackend, check_choice
 from leadline.client.http import Client
 from leadline.client.terminal import (
     MarkdownScreen,
@@ -77,6 +77,7 @@ class Echo:
     def __init__(self) -> None:
         self.asked: list[tuple[list[Any], ChatOptions]] = []
         self.closed = False
+        self.forgotten = 0
 
     def stream(self, messages: Sequence[Any], options: ChatOptions) -> Generator[str, None, None]:
         self.asked.append((list(messages), options))
@@ -89,6 +90,15 @@ class Echo:
         if question == "fail":
             raise EngineError("broken")
         yield question
+
+    def models(self) -> list[str]:
+        return ["echo", "other"]
+
+    def choose(self, model: str) -> None:
+        self.name = check_choice(model, self.models())
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
     def close(self) -> None:
         self.closed = True
@@ -136,12 +146,26 @@ def test_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["/temp hot", "/temp 3", "/temp nan", "/temp -1", "/save", "/nope", "/save /nope/x.md"]
+    "line", ["/model gpt", "/temp hot", "/temp 3", "/temp nan", "/temp -1", "/save", "/nope", "/save /nope/x.md"]
 )
 def test_a_wrong_command_is_one_line_and_the_chat_goes_on(line: str) -> None:
     backend, screen, _ = talk(line, "one")
     assert len(backend.asked) == 1
     assert len(screen.notes[0].splitlines()) == 1
+
+
+def test_models() -> None:
+    backend, screen, _ = talk("/model", "/model other", "one")
+    assert backend.name == "other"
+    assert all("echo, other" in note for note in screen.notes)
+
+
+def test_who_keeps_the_conversation_is_told_of_its_end() -> None:
+    """Once for each conversation that was one: at /clear, and on leaving."""
+    assert talk("/bye")[0].forgotten == 0
+    assert talk("one", "/bye")[0].forgotten == 1
+    assert talk("one", "/clear", "/clear", "/bye")[0].forgotten == 1
+    assert talk("one", "/clear", "two")[0].forgotten == 2
 
 
 def test_a_message_may_begin_with_a_slash() -> None:
