@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,8 +22,11 @@ from leadline.errors import CheckpointError
 
 # The format's name of each element type -> ours (torch's), and its bytes.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-FORMAT_NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
-ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {"U8": "uint8"}
+"""Only in our own quantised folders: a weight of the hub's is never a byte."""
+
+FORMAT_NAMES = {ours: theirs for theirs, ours in (DTYPES | BYTES).items()}
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
 
 MAX_HEADER_BYTES = 100_000_000  # the specification's own limit
 _LENGTH_BYTES = 8
@@ -41,15 +44,16 @@ class Entry:
     size: int
 
 
-def read_header(path: Path) -> dict[str, Entry]:
-    """Every tensor of the file, in the order of its bytes. Raises `CheckpointError` naming the file and the tensor."""
+def read_header(path: Path, kinds: Mapping[str, str] = DTYPES) -> dict[str, Entry]:
+    """Every tensor of the file, in the order of its bytes; `kinds` are the types it may hold. Raises `CheckpointError`
+    naming the file and the tensor."""
     try:
         with path.open("rb") as file:
             file_size = os.fstat(file.fileno()).st_size
             raw, start = _read_json(file, file_size, path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    entries = [_entry(path, name, value, start) for name, value in raw.items() if name != "__metadata__"]
+    entries = [_entry(path, name, value, start, kinds) for name, value in raw.items() if name != "__metadata__"]
     entries.sort(key=lambda entry: (entry.offset, entry.size))
     _check_layout(path, entries, start, file_size)
     return {entry.name: entry for entry in entries}
@@ -79,7 +83,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
+def _entry(path: Path, name: str, value: Any, start: int, kinds: Mapping[str, str]) -> Entry:
     try:
         kind, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
         numbers = [*shape, begin, end]
@@ -87,12 +91,12 @@ def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
         raise CheckpointError(f"{path}: {name} has a damaged header entry") from None
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise CheckpointError(f"{path}: {name} has sizes or offsets that are not whole numbers")
-    if kind not in DTYPES:
-        raise CheckpointError(f"{path}: {name} is of type {kind}, which is not one of {', '.join(DTYPES)}")
-    expected = math.prod(shape) * ITEM_BYTES[DTYPES[kind]]
+    if kind not in kinds:
+        raise CheckpointError(f"{path}: {name} is of type {kind}, which is not one of {', '.join(kinds)}")
+    expected = math.prod(shape) * ITEM_BYTES[kinds[kind]]
     if end - begin != expected:
         raise CheckpointError(f"{path}: {name} takes {end - begin:,} bytes, its shape {list(shape)} {expected:,}")
-    return Entry(path, name, DTYPES[kind], shape, start + begin, end - begin)
+    return Entry(path, name, kinds[kind], shape, start + begin, end - begin)
 
 
 def _check_layout(path: Path, entries: Sequence[Entry], start: int, file_size: int) -> None:
@@ -136,8 +140,8 @@ class Tensor:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def header_bytes(tensors: Iterable[Tensor]) -> bytes:
-    """The beginning of a file that holds these tensors in this order; the first one begins at a multiple of 8."""
+def header_bytes(tensors: Iterable[Tensor], align: int = 8) -> bytes:
+    """The beginning of a file that holds these tensors in this order; the first one begins at a multiple of `align`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for tensor in tensors:
@@ -149,5 +153,5 @@ def header_bytes(tensors: Iterable[Tensor]) -> bytes:
         }
         position += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + _LENGTH_BYTES) % align)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text

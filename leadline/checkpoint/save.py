@@ -37,7 +37,7 @@ COPIED = (
 )
 """What a folder made from another one keeps of it."""
 
-_OURS = {"config.json", INDEX, *COPIED}
+_OURS = {"config.json", "leadline.json", INDEX, *COPIED}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

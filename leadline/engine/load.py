@@ -10,6 +10,7 @@ from leadline.checkpoint.generation import GenerationConfig
 from leadline.checkpoint.load import load_model
 from leadline.checkpoint.machine import parse_bytes
 from leadline.checkpoint.plan import Plan
+from leadline.checkpoint.quantised import Placement
 from leadline.engine.engine import Engine, EngineConfig
 from leadline.engine.grammar import GrammarProvider
 from leadline.engine.scheduler import SchedulerConfig
@@ -42,6 +43,8 @@ def load_engine(
     max_num_batched_tokens: int = 1024,
     max_waiting: int = 1024,
     kv_cache_dtype: str = "auto",
+    quantize: str | None = None,
+    placement: Placement = "auto",
     enable_prefix_caching: bool = True,
     name: str | None = None,
     progress: bool | None = None,
@@ -68,6 +71,8 @@ def load_engine(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         cache_dtype=kv_cache_dtype,
+        quantize=quantize,
+        placement=placement,
         progress=progress,
     )
     config = EngineConfig(
@@ -76,7 +81,7 @@ def load_engine(
         cache_tokens=loaded.plan.cache_tokens,
         cache_dtype=loaded.plan.cache_dtype,
         prefix_cache=enable_prefix_caching,
-        weights=fingerprint(loaded.folder),
+        weights=f"{fingerprint(loaded.folder)} {quantize}",
         scheduler=scheduler,
     )
     eos_ids = loaded.generation.eos_token_ids

@@ -294,7 +294,7 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for name, value in expected.items():
         if raw.get(name, value) != value:
             raise CheckpointError(f"{name} {raw[name]!r} is not implemented (only {value!r})")
-    if raw.get("quantization_config"):
+    if raw.get("quantization_config") and raw["quantization_config"].get("quant_method") != "leadline":
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise CheckpointError(f"quantization_config {method!r} is not implemented; use the bf16 weights")
 

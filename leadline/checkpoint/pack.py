@@ -1,0 +1,109 @@
+"""From the hub's tensors to regions: each tensor is read, quantised and put in its place, one at a time.
+
+Invariant: beside the result no more than one tensor of the source, and what quantising it takes, is ever held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from leadline.checkpoint.recipes import Recipe
+from leadline.checkpoint.regions import Piece, Region, piece_layout, pieces, place, regions
+from leadline.checkpoint.safetensors import Entry
+from leadline.checkpoint.scales import quantise
+from leadline.checkpoint.weights import fill
+from leadline.model.config import ModelConfig
+from leadline.ops.cpu.layout import unpack
+
+Importance = Mapping[str, Tensor]
+"""By region: the mean square of each column's input, (K,), or (E, K) for a stack."""
+
+
+@dataclasses.dataclass
+class Damage:
+    """What quantising did to one region: squares of the weights and of their errors, summed."""
+
+    weights: float = 0.0
+    errors: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        """Root mean square of the error over that of the weights."""
+        return float((self.errors / self.weights) ** 0.5) if self.weights else 0.0
+
+
+class Packer:
+    """Puts tensors into `block` and keeps account of the damage."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        recipe: Recipe,
+        block: Tensor,
+        *,
+        search: bool = True,
+        importance: Importance | None = None,
+    ) -> None:
+        self.config, self.block, self.search = config, block, search
+        self.regions = regions(config, recipe)
+        self.importance: Importance = importance or {}
+        self.damage: dict[str, Damage] = {}
+
+    def add(self, name: str, weight: Tensor) -> None:
+        """One tensor of the hub's, under its name there."""
+        for piece in pieces(name, weight, self.config):
+            self._put(self.regions[piece.region], piece)
+
+    def _put(self, region: Region, piece: Piece) -> None:
+        if region.layout is None:
+            view = region.view(self.block)
+            assert isinstance(view, Tensor)
+            view.copy_(piece.matrix)
+            return
+        layout = piece_layout(region, piece)
+        packed = quantise(piece.matrix, layout, self._importance(piece), search=self.search)
+        place(self.block, region, piece, packed)
+        if layout.quantised:
+            exact = piece.matrix.float()
+            damage = self.damage.setdefault(region.name, Damage())
+            damage.weights += float(exact.square().sum())
+            damage.errors += float((unpack(packed) - exact).square_().sum())
+
+    def _importance(self, piece: Piece) -> Tensor | None:
+        found = self.importance.get(piece.region)
+        return found[piece.index] if found is not None and found.dim() == 2 else found
+
+
+def read_tensors(entries: Iterable[Entry]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor in its own type, one at a time."""
+    for entry in entries:
+        weight = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
+        with entry.path.open("rb", buffering=0) as file:
+            fill(weight, entry, file, lambda done: None)
+        yield entry.name, weight
+
+
+def bits_per_weight(found: Mapping[str, Region]) -> float:
+    """Over all parameters, scales and padding counted."""
+    return sum(region.size for region in found.values()) * 8 / sum(region.parameters for region in found.values())
+
+
+def active_bits(found: Mapping[str, Region], config: ModelConfig) -> float:
+    """Bits a weight of what one token reads: the chosen experts, no embedding."""
+    read = weights = 0.0
+    for name, region in found.items():
+        if name == "embed":
+            continue
+        share = config.num_experts_per_tok / region.count if ".experts_" in name else 1.0
+        read += region.nbytes * share
+        weights += region.parameters * share
+    return read * 8 / weights
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
