@@ -61,7 +61,9 @@ def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
     for layer in range(config.num_hidden_layers):
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _layer(config, layer).items()}
     shapes["model.norm.weight"] = (config.hidden_size,)
-    if not config.tie_word_embeddings:
+    if config.num_labels:
+        shapes["score.weight"] = (config.num_labels, config.hidden_size)
+    elif not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
     return shapes
 

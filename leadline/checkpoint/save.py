@@ -24,8 +24,10 @@ from leadline.checkpoint.names import tensor_shapes
 from leadline.checkpoint.safetensors import Tensor, header_bytes
 from leadline.checkpoint.weights import memory_of, tensor_of
 from leadline.errors import CheckpointError, LeadlineError, ResourceError
+from leadline.model.reward import RewardModel
 from leadline.model.transformer import DeepseekV2
 
+Network = DeepseekV2 | RewardModel
 MAX_SHARD_BYTES = 4 << 30
 COPIED = (
     "tokenizer.json",
@@ -42,7 +44,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def save_model(
-    model: DeepseekV2,
+    model: Network,
     folder: Path,
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -69,7 +71,7 @@ def save_model(
         write_weights(model, new, tensors, max_shard_bytes)
 
 
-def stored_tensors(model: DeepseekV2, dtype: torch.dtype | None = None) -> list[Tensor]:
+def stored_tensors(model: Network, dtype: torch.dtype | None = None) -> list[Tensor]:
     """The official tensors of a model as the files will hold them."""
     parameters, tensors = dict(model.named_parameters()), []
     for name, shape in tensor_shapes(model.config).items():
@@ -78,7 +80,7 @@ def stored_tensors(model: DeepseekV2, dtype: torch.dtype | None = None) -> list[
     return tensors
 
 
-def write_weights(model: DeepseekV2, folder: Path, tensors: Sequence[Tensor], max_shard_bytes: int) -> None:
+def write_weights(model: Network, folder: Path, tensors: Sequence[Tensor], max_shard_bytes: int) -> None:
     """model.safetensors, or numbered shards of at most `max_shard_bytes` with their index."""
     shards = split(tensors, max_shard_bytes)
     if len(shards) == 1:
@@ -106,7 +108,7 @@ def split(tensors: Sequence[Tensor], max_shard_bytes: int) -> list[list[Tensor]]
     return shards
 
 
-def _write_file(model: DeepseekV2, path: Path, tensors: Sequence[Tensor]) -> None:
+def _write_file(model: Network, path: Path, tensors: Sequence[Tensor]) -> None:
     parameters = dict(model.named_parameters())
     with path.open("wb", buffering=0) as file:
         _write_all(file.fileno(), memoryview(header_bytes(tensors)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +24,21 @@ from leadline.checkpoint.progress import progress_bar
 from leadline.checkpoint.safetensors import ITEM_BYTES, Entry, read_into
 from leadline.errors import CheckpointError
 from leadline.model.config import ModelConfig
+from leadline.model.reward import RewardModel
 from leadline.model.transformer import DeepseekV2
 
+Network = TypeVar("Network", DeepseekV2, RewardModel)
 BLOCK_BYTES = 16 << 20
 
 
 def load_weights(
-    model: DeepseekV2,
+    model: Network,
     folder: Path,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: bool | None = None,
-) -> DeepseekV2:
+) -> Network:
     """Fill `model` from the folder's safetensors and return it.
 
     Parameters on the meta device are allocated as `dtype` (None: the config's) on `device`; others are filled as they

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cyclopts import App
 
 if TYPE_CHECKING:
     from leadline.train.config import TrainConfig
+
+Recipe = TypeVar("Recipe")
 
 app = App(name="train", help="Train a model: a recipe in TOML, resumable at any moment.")
 
@@ -23,20 +25,28 @@ def _flags(overrides: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _config(recipe: Path, overrides: tuple[str, ...]) -> TrainConfig:
+def _load(cls: type[Recipe], recipe: Path, overrides: tuple[str, ...]) -> Recipe:
     from leadline.config import load
+
+    return load(cls, recipe, os.environ, _flags(overrides), prefix="LEADLINE_TRAIN_")
+
+
+def _config(recipe: Path, overrides: tuple[str, ...]) -> TrainConfig:
     from leadline.train.config import TrainConfig
 
-    return load(TrainConfig, recipe, os.environ, _flags(overrides), prefix="LEADLINE_TRAIN_")
+    return _load(TrainConfig, recipe, overrides)
 
 
 def _stage(name: str, recipe: Path, overrides: tuple[str, ...]) -> int:
     from leadline.train import stages
 
     config = _config(recipe, overrides)
-    complete = getattr(stages, name)(config)
+    return _ended(getattr(stages, name)(config), config.out)
+
+
+def _ended(complete: bool, out: Path) -> int:
     if complete:
-        print(f"complete: {config.out / 'model'}")
+        print(f"complete: {out / 'model'}")
         return 0
     print("stopped and saved; the same command goes on from here")
     return 130
@@ -73,6 +83,34 @@ def sft(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
         set: Override a field of the recipe, NAME=VALUE; may be repeated.
     """
     return _stage("sft", recipe, set)
+
+
+@app.command
+def reward(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
+    """Train a reward model: train.jsonl and valid.jsonl of chosen and rejected answers, or of answers and scores.
+
+    Args:
+        recipe: The recipe, a TOML file.
+        set: Override a field of the recipe, NAME=VALUE; may be repeated.
+    """
+    from leadline.train.reward import RewardConfig, reward
+
+    config = _load(RewardConfig, recipe, set)
+    return _ended(reward(config), config.out)
+
+
+@app.command
+def grpo(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
+    """Reinforce better answers: groups sampled by the engine, rewarded, GRPO's objective.
+
+    Args:
+        recipe: The recipe, a TOML file.
+        set: Override a field of the recipe, NAME=VALUE; may be repeated.
+    """
+    from leadline.train.grpo import GrpoConfig, grpo
+
+    config = _load(GrpoConfig, recipe, set)
+    return _ended(grpo(config), config.out)
 
 
 @app.command

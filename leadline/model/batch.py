@@ -36,6 +36,8 @@ class ForwardBatch:
     context_lens   S ints on the host: tokens of sequence s after this pass, this pass's included
     logit_rows     (R,) int64, or None for all: the tokens whose logits are wanted
     dropping       None, or how a training pass drops tokens
+    experts        None, or (T, M, K) int64: the experts each token met in a rollout in each of the M MoE layers, taken
+                   instead of the gates' own choices
     """
 
     positions: Tensor
@@ -46,6 +48,7 @@ class ForwardBatch:
     context_lens: tuple[int, ...] = ()
     logit_rows: Tensor | None = None
     dropping: Dropping | None = None
+    experts: Tensor | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -56,16 +59,25 @@ class ForwardBatch:
         """Tokens each sequence has in this pass."""
         return tuple(end - start for start, end in zip(self.starts, self.starts[1:], strict=False))
 
+    def replayed(self, place: int) -> Tensor | None:
+        """(T, K): the experts of a rollout in the MoE layer at `place` among the MoE layers."""
+        return None if self.experts is None else self.experts[:, place]
+
     @staticmethod
     def packed(
-        lengths: Sequence[int], *, offset: int = 0, device: torch.device | str = "cpu", logit_rows: Tensor | None = None
+        lengths: Sequence[int],
+        *,
+        offset: int = 0,
+        device: torch.device | str = "cpu",
+        logit_rows: Tensor | None = None,
+        experts: Tensor | None = None,
     ) -> ForwardBatch:
         """Documents of these lengths laid end to end, each beginning at position `offset`."""
         starts = [0]
         for length in lengths:
             starts.append(starts[-1] + length)
         positions = torch.cat([torch.arange(offset, offset + n) for n in lengths]) if lengths else torch.zeros(0).long()
-        return ForwardBatch(to_device(positions, device), tuple(starts), logit_rows=logit_rows)
+        return ForwardBatch(to_device(positions, device), tuple(starts), logit_rows=logit_rows, experts=experts)
 
     @staticmethod
     def paged(

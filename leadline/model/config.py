@@ -28,6 +28,11 @@ ARCHITECTURES = {
 }
 
 
+def scoring(architecture: str) -> str:
+    """The hub's name of a language model's architecture with a value head, a reward model's."""
+    return architecture.replace("ForCausalLM", "ForSequenceClassification")
+
+
 @dataclasses.dataclass(frozen=True)
 class YarnConfig:
     """YaRN's parameters (section 3.1.4): scale s, the two betas and the two mscales."""
@@ -85,6 +90,7 @@ class ModelConfig:
     initializer_range: float = 0.006
     bos_token_id: int = 100000
     eos_token_id: int = 100001
+    num_labels: int = 0  # 0: a language model; 1: a reward model, with a value head in its head's place
     dtype: str = "bfloat16"
 
     # ---- reading -----------------------------------------------------------------------------------------------
@@ -116,8 +122,10 @@ class ModelConfig:
             "yarn",
             "rope_theta",
             "dtype",
+            "num_labels",
         }
         values = {name: raw[name] for name in known if raw.get(name) is not None}
+        values["num_labels"] = _labels(raw)
         if model_type != "deepseek_v2":
             values["kv_lora_rank"] = None
         if "kv_lora_rank" in raw and raw["kv_lora_rank"] is None:
@@ -180,7 +188,9 @@ class ModelConfig:
         if raw["head_dim"] is None:
             del raw["head_dim"]
         names = {kind: name for name, kind in ARCHITECTURES.items()}
-        raw["architectures"] = [names[self.model_type]]
+        raw["architectures"] = [names[self.model_type] if not self.num_labels else scoring(names[self.model_type])]
+        if not self.num_labels:
+            del raw["num_labels"]
         raw["torch_dtype"] = dtype
         raw["rope_scaling"] = None if yarn is None else {**yarn, "type": "yarn"}
         raw.update(hidden_act="silu", scoring_func="softmax", attention_dropout=0.0, pretraining_tp=1, use_cache=True)
@@ -275,18 +285,29 @@ class ModelConfig:
         """Total parameters: 235,741,434,880 for V2, 15,706,484,224 for V2-Lite; `active`: those one token meets."""
         per_layer = self.attention_parameters() + 2 * self.hidden_size
         layers = sum(per_layer + self.ffn_parameters(i, active=active) for i in range(self.num_hidden_layers))
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return layers + embeddings + self.hidden_size
+        head_rows = self.num_labels or (0 if self.tie_word_embeddings else self.vocab_size)
+        return layers + (self.vocab_size + head_rows + 1) * self.hidden_size
 
 
 def _architecture(raw: Mapping[str, Any]) -> Architecture:
     names = raw.get("architectures") or []
-    kinds = {ARCHITECTURES.get(name) for name in names} or {raw.get("model_type")}
+    known = ARCHITECTURES | {scoring(name): kind for name, kind in ARCHITECTURES.items()}
+    kinds = {known.get(name) for name in names} or {raw.get("model_type")}
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind not in ("deepseek_v2", "deepseek", "llama"):
         shown = ", ".join(map(str, names)) or raw.get("model_type") or "unnamed"
         raise CheckpointError(f"architecture {shown} is not one of {', '.join(ARCHITECTURES)}")
     return cast(Architecture, kind)
+
+
+def _labels(raw: Mapping[str, Any]) -> int:
+    """Of a classifier's head; only one that gives a single score is a reward model."""
+    if not any(str(name).endswith("ForSequenceClassification") for name in raw.get("architectures") or []):
+        return 0
+    labels = len(raw["id2label"]) if isinstance(raw.get("id2label"), dict) else raw.get("num_labels", 1)
+    if labels != 1:
+        raise CheckpointError(f"num_labels {labels!r} is not implemented (only 1, a reward model's)")
+    return 1
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:

@@ -124,8 +124,11 @@ class MoE(nn.Module):
         self.dispatcher: Dispatcher = LocalDispatcher()
         self.groups = config.n_group
 
-    def forward(self, x_TD: Tensor, dropping: Dropping | None = None) -> tuple[Tensor, Routing]:
-        routing = self.gate(x_TD)
+    def forward(
+        self, x_TD: Tensor, dropping: Dropping | None = None, expert_ids_TK: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
+        """With `expert_ids_TK` the choices are a rollout's, not the gate's."""
+        routing = self.gate(x_TD) if expert_ids_TK is None else self.gate.replay(x_TD, expert_ids_TK)
         if dropping is not None:
             dropped_TK = dropped_pairs(routing.expert_ids_TK, routing.scores_TE, self.groups, dropping)
             routing = dataclasses.replace(routing, dropped_TK=dropped_TK)

@@ -12,6 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from leadline.errors import CheckpointError
 from leadline.model.attention import GroupedQueryAttention
 from leadline.model.batch import ForwardBatch
 from leadline.model.config import ModelConfig
@@ -35,6 +36,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MLA(config, layer) if config.is_mla else GroupedQueryAttention(config, layer)
         is_moe = config.is_moe_layer(layer)
+        self.moe_place = sum(map(config.is_moe_layer, range(layer)))  # among the MoE layers, when it is one
         self.mlp = MoE(config) if is_moe else MLP(config.hidden_size, config.intermediate_size)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -43,7 +45,7 @@ class DecoderLayer(nn.Module):
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rope, batch)
         normed_TD = self.post_attention_layernorm(x_TD)
         if isinstance(self.mlp, MoE):
-            ffn_TD, routing = self.mlp(normed_TD, batch.dropping)
+            ffn_TD, routing = self.mlp(normed_TD, batch.dropping, batch.replayed(self.moe_place))
             return x_TD + ffn_TD, routing
         return x_TD + self.mlp(normed_TD), None
 
@@ -75,6 +77,8 @@ class DeepseekV2(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if config.num_labels:
+            raise CheckpointError("this is a reward model: it gives a score to a conversation and writes none")
         self.config = config
         self.model = Backbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -229,15 +229,24 @@ def read_conversations(path: Path) -> list[list[dict[str, str]]]:
 def _conversation(line: bytes, where: str) -> list[dict[str, str]]:
     try:
         messages = json.loads(line)["messages"]
-        pairs: list[dict[str, str]] = [{"role": m["role"], "content": m["content"]} for m in messages]
     except (ValueError, KeyError, TypeError):
+        raise DataError(f'{where}: not a JSON object with "messages" of "role" and "content"') from None
+    pairs = check_messages(messages, where)
+    if not any(m["role"] == "assistant" for m in pairs):
+        raise DataError(f"{where}: no assistant message to learn from")
+    return pairs
+
+
+def check_messages(messages: object, where: str) -> list[dict[str, str]]:
+    """OpenAI-style messages of known roles and real text, not begun by the assistant; `where` opens every error."""
+    try:
+        pairs: list[dict[str, str]] = [{"role": m["role"], "content": m["content"]} for m in messages]  # type: ignore[attr-defined]
+    except (KeyError, TypeError):
         raise DataError(f'{where}: not a JSON object with "messages" of "role" and "content"') from None
     if not all(_is_text(m["content"]) and m["role"] in ("system", "user", "assistant") for m in pairs):
         raise DataError(f"{where}: a message has an unknown role or a content that is not text")
     if pairs and pairs[0]["role"] == "assistant":
         raise DataError(f"{where}: the assistant speaks first, which no prompt asks it to")
-    if not any(m["role"] == "assistant" for m in pairs):
-        raise DataError(f"{where}: no assistant message to learn from")
     return pairs
 
 

@@ -19,9 +19,10 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leadline.errors import ConfigError, TrainingError
 from leadline.model.balance import balance_losses, sequence_ids
@@ -44,6 +45,27 @@ from leadline.train.optim import MasterAdamW, learning_rate
 from leadline.train.totals import Totals
 from leadline.train.watch import verdicts
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Prepared(Protocol):
+    """What every stage says of where and how it runs."""
+
+    @property
+    def out(self) -> Path: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def compile(self) -> bool: ...
+    def check(self) -> None: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
@@ -53,7 +75,7 @@ class HeldOut:
     bytes: int | None = None
 
 
-def prepare(config: TrainConfig) -> None:
+def prepare(config: Prepared) -> None:
     """Check what can be checked before any work; threads, compiled ops, and an allocator that keeps what it has instead
     of returning large blocks to the system and faulting them in again."""
     config.check()
@@ -69,7 +91,7 @@ def prepare(config: TrainConfig) -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def _check_places(config: TrainConfig) -> None:
+def _check_places(config: Prepared) -> None:
     try:
         torch.empty(0, device=config.device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without it
@@ -80,7 +102,7 @@ def _check_places(config: TrainConfig) -> None:
         raise ConfigError(f"out: cannot make the folder {config.out}: {error.strerror}") from None
 
 
-def cast(model: DeepseekV2, dtype: torch.dtype) -> DeepseekV2:
+def cast(model: Network, dtype: torch.dtype) -> Network:
     """To the training dtype, the gates staying in float32 where they are computed."""
     model.to(dtype)
     for name, parameter in model.named_parameters():
@@ -302,7 +324,7 @@ def warnings(config: TrainConfig, model: ModelConfig) -> list[str]:
     return lines
 
 
-def recipe_hash(config: TrainConfig) -> str:
+def recipe_hash(config: DataclassInstance) -> str:
     """Names what the numbers depend on; how often to look, and on how many threads or processes, is not among it."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in LOOK_ONLY}
     return hashlib.sha256(json.dumps(fields, default=str, sort_keys=True).encode()).hexdigest()

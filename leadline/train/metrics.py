@@ -73,12 +73,8 @@ class Metrics:
 
     def rewind(self, step: int) -> None:
         """Keep the records up to `step`: what a killed run told of later steps, its last line torn, is done again."""
-        if self.silent or not self.path.exists():
-            return
-        kept = [line for line in self.path.read_bytes().split(b"\n") if 0 <= _step_of(line) <= step]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_bytes(b"".join(line + b"\n" for line in kept))
-        partial.replace(self.path)
+        if not self.silent:
+            rewind(self.path, step)
 
     def started(self, step: int, processes: int) -> None:
         """What the numbers after it were made with."""
@@ -152,6 +148,16 @@ class Metrics:
                 self.events.write(record)
         except OSError as error:
             raise ResourceError(f"{self.path} cannot be written: {error.strerror}; the checkpoints are whole") from None
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop the records of later steps than `step` from a metrics file, and a line that a kill tore."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_bytes().split(b"\n") if 0 <= _step_of(line) <= step]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(b"".join(line + b"\n" for line in kept))
+    partial.replace(path)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
-"""Pictures of a run from its metrics: loss, learning rate, and every expert's load over time (section 2.2.3)."""
+"""Pictures of a run from its metrics: loss, learning rate, and every expert's load over time (section 2.2.3); of GRPO
+the rewards and what they cost (section 4.2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ FULL = 2.0
 """The heat map's top colour: an expert with this many times an even share, or more."""
 
 Record = dict[str, Any]
+Panel = tuple[int, Callable[["Axes"], None]]
+"""A height, and what draws it."""
 
 
 def plot_run(out: Path, picture: Path) -> None:
@@ -27,14 +31,69 @@ def plot_run(out: Path, picture: Path) -> None:
     steps = [record for record in records if "loss" in record]
     if not steps:
         raise DataError(f"{out / 'metrics.jsonl'} tells of no step yet")
-    loads = [record for record in steps if record.get("expert_load")]
-    figure = Figure(figsize=(9, 9 if loads else 6), layout="constrained")
-    axes = figure.subplots(3 if loads else 2, 1, height_ratios=[3, 1, 3] if loads else [3, 1])
-    _draw_loss(axes[0], steps, [record for record in records if "held_out_loss" in record])
-    _draw_rate(axes[1], steps)
-    if loads:
-        _draw_load(axes[2], loads)
+    held_out = [record for record in records if any(name.startswith("held_out_") for name in record)]
+    panels = _reward_panels(steps, held_out) if "reward" in steps[0] else _loss_panels(steps, held_out)
+    figure = Figure(figsize=(9, 1.5 * sum(height for height, _ in panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, height_ratios=[height for height, _ in panels])
+    for each, (_, draw) in zip(axes, panels, strict=True):
+        draw(each)
     _save(figure.savefig, picture)
+
+
+def _loss_panels(steps: list[Record], held_out: list[Record]) -> list[Panel]:
+    panels: list[Panel] = [
+        (3, lambda axes: _draw_loss(axes, steps, held_out)),
+        (1, lambda axes: _draw_rate(axes, steps)),
+    ]
+    if "accuracy" in steps[0]:
+        panels.insert(1, (2, lambda axes: _draw_accuracy(axes, steps, held_out)))
+    if loads := [record for record in steps if record.get("expert_load")]:
+        panels.append((3, lambda axes: _draw_load(axes, loads)))
+    return panels
+
+
+def _reward_panels(steps: list[Record], held_out: list[Record]) -> list[Panel]:
+    """GRPO's: the loss is zero wherever it begins, so what it drives is drawn instead."""
+    panels: list[Panel] = [
+        (3, lambda axes: _draw_reward(axes, steps, held_out)),
+        (1, lambda axes: _draw_values(axes, steps, ("kl",), "to the reference, nats")),
+        (1, lambda axes: _draw_values(axes, steps, ("clip_fraction", "groups_without_spread"), "share")),
+        (1, lambda axes: _draw_values(axes, steps, ("entropy",), "entropy, nats")),
+        (1, lambda axes: _draw_values(axes, steps, ("length",), "tokens an answer")),
+    ]
+    if any("bits_per_byte" in record for record in held_out):
+        panels.append((1, lambda axes: _draw_values(axes, held_out, ("bits_per_byte",), "bits per byte")))
+    return panels
+
+
+def _draw_reward(axes: Axes, steps: list[Record], held_out: list[Record]) -> None:
+    """Each step's mean, the spread within its groups, and greedy answers to held-out questions."""
+    places, rewards = [record["step"] for record in steps], [record["reward"] for record in steps]
+    low, high = ([record["reward"] + sign * record["group_std"] for record in steps] for sign in (-1, 1))
+    axes.fill_between(places, low, high, color="0.9", label="one standard deviation within a group")
+    axes.plot(places, rewards, label="sampled answers")
+    for name in sorted(name for name in steps[0] if name.startswith("reward_") and name != "reward_std"):
+        axes.plot(places, [record[name] for record in steps], linewidth=0.8, label=name.removeprefix("reward_"))
+    given = [record for record in held_out if "held_out_reward" in record]
+    axes.plot([r["step"] for r in given], [r["held_out_reward"] for r in given], "o-", label="greedy, held out")
+    axes.set(ylabel="reward", xlabel="step")
+    axes.legend()
+
+
+def _draw_accuracy(axes: Axes, steps: list[Record], held_out: list[Record]) -> None:
+    axes.plot(_millions(steps), [record["accuracy"] for record in steps], color="0.8", label="each step")
+    axes.plot(_millions(held_out), [record["held_out_accuracy"] for record in held_out], "o-", label="held out")
+    axes.set(ylabel="accuracy", xlabel="million tokens")
+    axes.legend()
+
+
+def _draw_values(axes: Axes, records: list[Record], names: tuple[str, ...], label: str) -> None:
+    for name in names:
+        given = [record for record in records if name in record]
+        axes.plot([record["step"] for record in given], [record[name] for record in given], label=name)
+    axes.set(ylabel=label, xlabel="step")
+    if len(names) > 1:
+        axes.legend()
 
 
 def _draw_loss(axes: Axes, steps: list[Record], held_out: list[Record]) -> None:

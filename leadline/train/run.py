@@ -1,0 +1,144 @@
+"""A stage that goes on after any stop: what reward models and GRPO share.
+
+A step is a function of the masters, the moments and its own number, so that a resumed run ends with the same weights as
+one that was never interrupted. Signals ask for a save; a killed run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from torch import nn
+
+from leadline.errors import ConfigError, DataError
+from leadline.train import checkpoints
+from leadline.train.config import OptimizerConfig
+from leadline.train.journal import Journal
+from leadline.train.loop import STDERR, recipe_hash
+from leadline.train.optim import MasterAdamW, learning_rate
+
+AT_LEAST_ONE = ("steps", "micro_batch_tokens", "log_every", "eval_every", "save_every", "keep_checkpoints")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """`data` is a folder of train.jsonl and valid.jsonl, `init` the model folder that the stage starts from."""
+
+    out: Path
+    data: Path
+    init: Path
+    steps: int
+    micro_batch_tokens: int = 8192  # of a forward and backward pass, about
+    optimizer: OptimizerConfig = OptimizerConfig(peak_lr=1e-5, warmup_steps=10, decay_at=())
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    compile: bool = False  # the memory-bound ops, where there is a compiler
+    threads: int = 0  # 0: as many as there are cores
+    seed: int = 0
+    log_every: int = 1
+    eval_every: int = 50
+    save_every: int = 50
+    keep_checkpoints: int = 2
+
+    def check(self) -> None:
+        """Raise `ConfigError` for numbers that cannot be trained with."""
+        for name in AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1")
+        for name in ("threads", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative")
+        self.optimizer.check()
+
+
+class Run(ABC):
+    """One run in `config.out`: `train_step` until `config.steps` are done or a signal asks to save and stop."""
+
+    def __init__(self, config: RunConfig, model: nn.Module) -> None:
+        self.settings = config
+        self.optimizer = MasterAdamW(model, config.optimizer)
+        self.journal = Journal(config.out / "metrics.jsonl", config.steps, config.log_every)
+        self.folder = config.out / "checkpoints"
+        self.writer = checkpoints.Writer(self.folder, config.keep_checkpoints)
+        self.step = self.tokens = 0
+        self.stopping = False
+
+    @abstractmethod
+    def train_step(self) -> dict[str, float]:
+        """One step's work with the optimiser; what it tells."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Scores on held-out data."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step that comes."""
+        return learning_rate(self.settings.optimizer, self.step, self.settings.steps)
+
+    def run(self) -> bool:
+        """True when the run is complete, False when it was interrupted (and saved)."""
+        self.resume()
+        self.journal.rewind(self.step)
+        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with self.journal, self.writer:
+                self._steps()
+                self.save()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return self.step >= self.settings.steps
+
+    def _steps(self) -> None:
+        if self.step == 0:
+            self.journal.evaluated(0, 0, self.evaluate())
+        while self.step < self.settings.steps and not self.stopping:
+            told = self.train_step()
+            self.step += 1
+            self.journal.stepped(self.step, told)
+            last = self.step == self.settings.steps
+            if self.step % self.settings.eval_every == 0 or last:
+                self.journal.evaluated(self.step, self.tokens, self.evaluate())
+            if self.step % self.settings.save_every == 0 and not last:
+                self.save()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """The first signal asks; a second Ctrl-C does not wait. Written past Python's buffers, which may be in use."""
+        if self.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopping = True
+        os.write(STDERR, b"stopping: this step is finished and saved; Ctrl-C again leaves at once\n")
+
+    def save(self) -> None:
+        state = checkpoints.TrainState(self.step, self.tokens, recipe_hash(self.settings))
+        self.writer.save(state, self.optimizer.state())
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint in `out`, if there is one, and only under the same recipe."""
+        found = checkpoints.complete(self.folder)
+        if not found:
+            return
+        state, tensors = checkpoints.load(found[-1])
+        if state.recipe != recipe_hash(self.settings):
+            raise ConfigError(f"{found[-1]} was written under another recipe; choose another `out`, or delete it")
+        self.optimizer.load(tensors)
+        self.step, self.tokens = state.step, state.tokens
+
+
+def read_lines(path: Path) -> list[tuple[str, bytes]]:
+    """("file:line", line) of every line that is not blank; lines end at "\\n" only. None is a `DataError`."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    kept = [(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not kept:
+        raise DataError(f"{path} is empty")
+    return kept
