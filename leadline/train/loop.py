@@ -19,7 +19,7 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +44,6 @@ from leadline.train.metrics import Metrics, warn
 from leadline.train.optim import MasterAdamW, learning_rate
 from leadline.train.totals import Totals
 from leadline.train.watch import verdicts
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -324,7 +321,8 @@ def warnings(config: TrainConfig, model: ModelConfig) -> list[str]:
     return lines
 
 
-def recipe_hash(config: DataclassInstance) -> str:
-    """Names what the numbers depend on; how often to look, and on how many threads or processes, is not among it."""
+def recipe_hash(config: Any) -> str:
+    """Of a stage's dataclass: names what the numbers depend on. How often to look, and on how many threads or processes,
+    is not among it."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in LOOK_ONLY}
     return hashlib.sha256(json.dumps(fields, default=str, sort_keys=True).encode()).hexdigest()
