@@ -322,7 +322,7 @@ def warnings(config: TrainConfig, model: ModelConfig) -> list[str]:
 
 
 def recipe_hash(config: Any) -> str:
-    """Of a stage's dataclass: names what the numbers depend on. How often to look, and on how many threads or processes,
-    is not among it."""
+    """Of a stage's dataclass: names what the numbers depend on. How often to look, and on how many threads or
+    processes, is not among it."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in LOOK_ONLY}
     return hashlib.sha256(json.dumps(fields, default=str, sort_keys=True).encode()).hexdigest()
