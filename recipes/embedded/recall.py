@@ -81,11 +81,11 @@ def hidden_in_chinese(rng: random.Random) -> Fact:
 ENGLISH = (best_thing, best_thing, number, hidden_thing)
 
 
-def document(hay: str, rng: random.Random, chinese: bool) -> str:
-    """Facts at random ends of sentences, and a question about one of them."""
+def hide(hay: str, rng: random.Random, chinese: bool) -> Fact:
+    """The text with facts at random ends of its sentences, a question about one of them, and its answer."""
     makers = (hidden_in_chinese,) if chinese else ENGLISH
     facts = {fact[1]: fact for fact in (rng.choice(makers)(rng) for _ in range(rng.randint(1, 3)))}
-    end, space = ("。", "") if chinese else (". ", " ")
+    end = "。" if chinese else ". "
     sentences = hay.split(end)
     for fact in facts.values():
         at = rng.randrange(len(sentences))
@@ -93,9 +93,22 @@ def document(hay: str, rng: random.Random, chinese: bool) -> str:
     text = end.join(sentences).strip()
     text += "" if text.endswith((end.strip(), "?", "!", '"')) else end.strip()
     _, question, answer = rng.choice(list(facts.values()))
-    if chinese:
-        return f"{text}\n\n问：{question}\n答：{answer}"
-    return f"{text}\n\nQuestion: {question}\nAnswer:{space}{answer}"
+    return text, question, answer
+
+
+def document(hay: str, rng: random.Random, chinese: bool) -> str:
+    text, question, answer = hide(hay, rng, chinese)
+    form = "{}\n\n问：{}\n答：{}" if chinese else "{}\n\nQuestion: {}\nAnswer: {}"
+    return form.format(text, question, answer)
+
+
+def chats(folder: Path) -> Iterator[list[str]]:
+    """Conversations about a text in the question: mostly short ones, some that need the extended context."""
+    rng = random.Random(3)
+    for (low, high), count in ((SHORT, 1200), (LONG, 300)):
+        for _, (hay, chinese) in zip(range(count), haystacks(folder, low, high, rng), strict=False):
+            text, question, answer = hide(hay, rng, chinese)
+            yield [f"{text}\n\n{question}" if rng.random() < 0.7 else f"{question}\n\n{text}", answer]
 
 
 def texts(folder: Path, name: str) -> list[str]:
