@@ -19,6 +19,7 @@ from pathlib import Path
 
 import chats
 import chinese
+import recall
 import sources
 import sums
 from sources import Document
@@ -113,10 +114,11 @@ def texts_of(document: Document) -> list[str]:
     return [document["text"]] if "text" in document else [turn["content"] for turn in document["messages"]]
 
 
-def conversations(raw: Path) -> Iterator[tuple[str, Document]]:
+def conversations(raw: Path, out: Path) -> Iterator[tuple[str, Document]]:
     """(kind, chat), each once, none that touches a test prompt."""
     tested, seen = Tested(), set[str]()
-    for kind, found in chats.all_chats(raw, sources.count_words(raw)).items():
+    kinds = {**chats.all_chats(raw, sources.count_words(raw)), "recall": recall.chats(out / "documents")}
+    for kind, found in kinds.items():
         for turns in found:
             key = "\n".join(turns)
             if key not in seen and not tested.touches(turns) and not any(map(repeats_itself, turns[1::2])):
@@ -136,7 +138,7 @@ def write_chats(raw: Path, out: Path) -> None:
     """
     sides: dict[bool, list[Document]] = {False: [], True: []}
     counts: Counter[str] = Counter()
-    for kind, document in conversations(raw):
+    for kind, document in conversations(raw, out):
         counts[kind] += 1
         question = " ".join(normalised(document["messages"][0]["content"]))
         asked_once = kind != "identity" and sources.share(question, 2)
