@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import Row, and_, update
+from sqlalchemy import Row, and_, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from leadline.engine.types import Usage
@@ -22,12 +22,13 @@ from leadline.errors import Conflict, LeadlineError
 from leadline.server import search
 from leadline.server.access import Outcome
 from leadline.server.billing import Bill
-from leadline.server.chats import chat_owner, update_message
+from leadline.server.chats import update_message
 from leadline.server.completion import CompletionService, Delta, Job
 from leadline.server.db import Database, messages
 from leadline.server.errors import fault
 
 LINGER_SECONDS = 60.0
+RECENT_SECONDS = 10.0  # longer than a reader takes from a message's row to its answer
 
 Why = Literal["stopped", "left", "restart"]
 # Called in a transaction when the answer is paid for and before it runs: its message's row, in the state `running`.
@@ -115,6 +116,7 @@ class Answers:
         return len(self._tasks)
 
     def of_message(self, message_id: int) -> Answer | None:
+        """One that runs or has just ended: who has read its row before that finds here what is true now."""
         return self._by_message.get(message_id)
 
     def of_chat(self, chat_id: int) -> Answer | None:
@@ -218,12 +220,16 @@ class Answers:
             await close("failed")
         self._by_request.pop(answer.job.id, None)
         if answer.row is not None:
-            self._by_message.pop(answer.row.id, None)
             await self._tell_error(answer)
+            asyncio.get_running_loop().call_later(RECENT_SECONDS, self._forget, answer.row.id, answer)
         self._forget_timer(answer)
         self._tasks.pop(answer, None)
         answer.over = True
         answer.notify()
+
+    def _forget(self, message_id: int, answer: Answer) -> None:
+        if self._by_message.get(message_id) is answer:
+            del self._by_message[message_id]
 
     async def _tell_error(self, answer: Answer) -> None:
         """An error is known only after the bill."""
@@ -240,19 +246,26 @@ class Answers:
         return {each: self._by_request[each].text for each in request_ids if each in self._by_request}
 
     async def persisted(self, connection: AsyncConnection, texts: Mapping[str, str]) -> None:
-        for request_id, text in texts.items():
-            running = and_(messages.c.request_id == request_id, messages.c.status == "running")
-            await connection.execute(update(messages).where(running).values(content=text))
+        running = and_(messages.c.request_id == bindparam("request"), messages.c.status == "running")
+        rows = [{"request": request_id, "content": text} for request_id, text in texts.items()]
+        await connection.execute(update(messages).where(running), rows)
 
-    async def settled(self, connection: AsyncConnection, bill: Bill) -> None:
-        """The message as it ended. Of a process that died it keeps what was written down with the counts."""
+    async def settled(self, connection: AsyncConnection, bills: Sequence[Bill]) -> None:
+        """The messages as they ended. Of a process that died they keep what was written down with the counts."""
+        asked = messages.c.request_id.in_([bill.request_id for bill in bills])
+        of_chats = set((await connection.execute(select(messages.c.request_id).where(asked))).scalars())
+        for bill in bills:
+            if bill.request_id in of_chats:
+                await self._settled(connection, bill)
+
+    async def _settled(self, connection: AsyncConnection, bill: Bill) -> None:
         running = and_(messages.c.request_id == bill.request_id, messages.c.status == "running")
         answer = self._by_request.get(bill.request_id)
         ended = {"status": "stopped", "stop_reason": "restart"} if answer is None else _ended(answer, bill.outcome)
         change = update(messages).where(running).values({**ended, **_sums(bill)})
         row: Row[Any] | None = (await connection.execute(change.returning(messages))).one_or_none()
         if row is not None:
-            await search.index(connection, row, await chat_owner(connection, row.chat_id))
+            await search.index(connection, row, bill.hold.user_id)
             if answer is not None:
                 answer.row = row
 

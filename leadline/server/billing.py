@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import Row, and_, bindparam, case, delete, func, insert, or_, select, update
@@ -53,13 +54,29 @@ class Hold:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Bill:
-    """A settled request."""
+class Settlement:
+    """How a request ended."""
 
     request_id: str
     delivered: Usage
-    cost: int
     outcome: Outcome
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bill:
+    """A settled request: what it had held and from which buckets, what it cost and which of them paid."""
+
+    hold: Row[Any]
+    parts: Sequence[Part]
+    price: Price
+    delivered: Usage
+    outcome: Outcome
+    cost: int
+    paid: Sequence[Part]
+
+    @property
+    def request_id(self) -> str:
+        return str(self.hold.id)
 
 
 class Witness(Protocol):
@@ -71,7 +88,7 @@ class Witness(Protocol):
 
     async def persisted(self, connection: AsyncConnection, texts: Mapping[str, str]) -> None: ...
 
-    async def settled(self, connection: AsyncConnection, bill: Bill) -> None: ...
+    async def settled(self, connection: AsyncConnection, bills: Sequence[Bill]) -> None: ...
 
 
 class Billing:
@@ -121,8 +138,13 @@ class Billing:
 
     async def settle(self, request_id: str, delivered: Usage, outcome: Outcome) -> int | None:
         """Bill what was delivered and give the rest back; None when that was done before."""
+        return (await self.settle_all([Settlement(request_id, delivered, outcome)])).get(request_id)
+
+    async def settle_all(self, settlements: Sequence[Settlement]) -> dict[str, int]:
+        """The costs of those that were not settled before, all in one transaction: many that end at once take about as
+        long as one."""
         async with self.database.write() as connection:
-            return await self._settle(connection, request_id, delivered, outcome)
+            return await self._settle(connection, settlements)
 
     async def persist(self, counts: Mapping[str, Usage]) -> None:
         """Write down what running requests have delivered, and renew their leases. `counts` are of this moment."""
@@ -143,14 +165,14 @@ class Billing:
 
     async def sweep(self, alive: Collection[str] = ()) -> int:
         """Settle the holds of processes that are gone at what they had written down; the number of holds."""
-        swept = 0
         async with self.database.write() as connection:
             rows = await connection.execute(select(holds).where(holds.c.lease < self.now()).with_for_update())
-            for row in rows.all():
-                if row.id not in alive:
-                    counted = Usage(row.prompt_tokens, row.completion_tokens, row.cached_tokens)
-                    swept += await self._settle(connection, row.id, counted, "swept") is not None
-        return swept
+            dead = [
+                Settlement(row.id, Usage(row.prompt_tokens, row.completion_tokens, row.cached_tokens), "swept")
+                for row in rows
+                if row.id not in alive
+            ]
+            return len(await self._settle(connection, dead)) if dead else 0
 
     async def expire(self) -> int:
         async with self.database.write() as connection:
@@ -176,40 +198,36 @@ class Billing:
     def _month(self) -> str:
         return time.strftime("%Y-%m", time.gmtime(self.now()))
 
-    async def _settle(
-        self, connection: AsyncConnection, request_id: str, delivered: Usage, outcome: Outcome
-    ) -> int | None:
-        row = await _open_hold(connection, request_id)
-        if row is None:
-            return None
-        parts = await _parts(connection, request_id)
-        await connection.execute(delete(hold_parts).where(hold_parts.c.hold_id == request_id))
-        await connection.execute(delete(holds).where(holds.c.id == request_id))
-        price = await _price(connection, row.price_id)
-        cost: int = min(price.cost(delivered), row.amount)
-        paid = ledger.divide(parts, cost)
-        await ledger.release(connection, parts, paid)
-        entries = [Entry(ledger.account(row.user_id), -part.amount, part.bucket_id) for part in paid]
-        await ledger.post(connection, "usage", request_id, [*entries, Entry(ledger.REVENUE, cost)], self.now())
-        await self._settle_on_key(connection, row, cost)
-        await connection.execute(insert(usage).values(self._usage_row(row, price, delivered, cost, outcome)))
+    async def _settle(self, connection: AsyncConnection, settlements: Sequence[Settlement]) -> dict[str, int]:
+        bills = await _bills(connection, {each.request_id: each for each in settlements})
+        if not bills:
+            return {}
+        ids = [bill.request_id for bill in bills]
+        await connection.execute(delete(hold_parts).where(hold_parts.c.hold_id.in_(ids)))
+        await connection.execute(delete(holds).where(holds.c.id.in_(ids)))
+        await ledger.release(
+            connection, [part for bill in bills for part in bill.parts], [part for bill in bills for part in bill.paid]
+        )
+        await ledger.post_all(connection, "usage", [(bill.request_id, _entries(bill)) for bill in bills], self.now())
+        await self._settle_on_keys(connection, bills)
+        await connection.execute(insert(usage), [self._usage_row(bill) for bill in bills])
         if self.witness:
-            await self.witness.settled(connection, Bill(request_id, delivered, cost, outcome))
-        return cost
+            await self.witness.settled(connection, bills)
+        return {bill.request_id: bill.cost for bill in bills}
 
-    def _usage_row(self, row: Row[Any], price: Price, delivered: Usage, cost: int, outcome: Outcome) -> dict[str, Any]:
-        now = self.now()
+    def _usage_row(self, bill: Bill) -> dict[str, Any]:
+        now, row, delivered = self.now(), bill.hold, bill.delivered
         return {
             "request_id": row.id,
             "user_id": row.user_id,
             "key_id": row.key_id,
-            "model": price.model,
-            "price_id": price.id,
+            "model": bill.price.model,
+            "price_id": bill.price.id,
             "cached_tokens": delivered.cached_tokens,
             "miss_tokens": delivered.prompt_tokens - delivered.cached_tokens,
             "completion_tokens": delivered.completion_tokens,
-            "amount": cost,
-            "outcome": outcome,
+            "amount": bill.cost,
+            "outcome": bill.outcome,
             "day": time.strftime("%Y-%m-%d", time.gmtime(now)),
             "created": now,
         }
@@ -238,16 +256,20 @@ class Billing:
         row = (await connection.execute(query.where(keys.id == key_id).with_for_update())).one()
         return min((max(0, left) for left in row if left is not None), default=None)
 
-    async def _settle_on_key(self, connection: AsyncConnection, hold: Row[Any], cost: int) -> None:
-        if hold.key_id is None:
-            return
-        values = {
-            "held": api_keys.c.held - hold.amount,
-            "spent": api_keys.c.spent + cost,
-            "month": self._month(),
-            "month_spent": self._month_spent() + cost,
-        }
-        await connection.execute(update(api_keys).where(api_keys.c.id == hold.key_id).values(values))
+    async def _settle_on_keys(self, connection: AsyncConnection, bills: Sequence[Bill]) -> None:
+        held, cost = Counter[int](), Counter[int]()
+        for bill in bills:
+            if bill.hold.key_id is not None:
+                held[bill.hold.key_id] += bill.hold.amount
+                cost[bill.hold.key_id] += bill.cost
+        for key_id in sorted(held):
+            values = {
+                "held": api_keys.c.held - held[key_id],
+                "spent": api_keys.c.spent + cost[key_id],
+                "month": self._month(),
+                "month_spent": self._month_spent() + cost[key_id],
+            }
+            await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(values))
 
 
 async def current_price(connection: AsyncConnection, model: str) -> Price:
@@ -266,10 +288,6 @@ async def set_price(connection: AsyncConnection, model: str, *, hit: int, miss: 
     return _as_price((await connection.execute(insert(prices).values(row).returning(prices))).one())
 
 
-async def _price(connection: AsyncConnection, price_id: int) -> Price:
-    return _as_price((await connection.execute(select(prices).where(prices.c.id == price_id))).one())
-
-
 def _as_price(row: Row[Any]) -> Price:
     return Price(row.id, row.model, row.version, row.hit, row.miss, row.output)
 
@@ -278,15 +296,39 @@ async def _open_hold(connection: AsyncConnection, request_id: str) -> Row[Any] |
     return (await connection.execute(select(holds).where(holds.c.id == request_id).with_for_update())).one_or_none()
 
 
-async def _parts(connection: AsyncConnection, request_id: str) -> list[Part]:
-    query = select(hold_parts).where(hold_parts.c.hold_id == request_id).order_by(hold_parts.c.place)
-    return [Part(row.bucket_id, row.amount) for row in await connection.execute(query)]
+async def _bills(connection: AsyncConnection, wanted: Mapping[str, Settlement]) -> list[Bill]:
+    """Of those whose hold is still there."""
+    query = select(holds).where(holds.c.id.in_(wanted)).order_by(holds.c.id).with_for_update()
+    rows = (await connection.execute(query)).all()
+    parts = await _parts(connection, [row.id for row in rows])
+    query = select(prices).where(prices.c.id.in_({row.price_id for row in rows}))
+    known = {row.id: _as_price(row) for row in await connection.execute(query)}
+    bills = []
+    for row in rows:
+        price, ended = known[row.price_id], wanted[row.id]
+        cost = min(price.cost(ended.delivered), row.amount)
+        paid = ledger.divide(parts[row.id], cost)
+        bills.append(Bill(row, parts[row.id], price, ended.delivered, ended.outcome, cost, paid))
+    return bills
+
+
+def _entries(bill: Bill) -> list[Entry]:
+    spent = [Entry(ledger.account(bill.hold.user_id), -part.amount, part.bucket_id) for part in bill.paid]
+    return [*spent, Entry(ledger.REVENUE, bill.cost)]
+
+
+async def _parts(connection: AsyncConnection, request_ids: Collection[str]) -> dict[str, list[Part]]:
+    query = select(hold_parts).where(hold_parts.c.hold_id.in_(request_ids)).order_by(hold_parts.c.place)
+    parts: dict[str, list[Part]] = {request_id: [] for request_id in request_ids}
+    for row in await connection.execute(query):
+        parts[row.hold_id].append(Part(row.bucket_id, row.amount))
+    return parts
 
 
 async def _add_parts(connection: AsyncConnection, request_id: str, added: list[Part]) -> None:
     """Hold `added` in their buckets, and remember them with the hold, after what it has."""
     await ledger.hold_in_buckets(connection, added)
-    known = {part.bucket_id for part in await _parts(connection, request_id)}
+    known = {part.bucket_id for part in (await _parts(connection, [request_id]))[request_id]}
     for place, part in enumerate(added, len(known)):
         if part.bucket_id in known:
             here = and_(hold_parts.c.hold_id == request_id, hold_parts.c.bucket_id == part.bucket_id)

@@ -416,9 +416,10 @@ class ChatRoutes:
 
     def _message(self, row: Row[Any]) -> dict[str, Any]:
         answer = self.answers.of_message(row.id)
-        return chats.message_card(row, None if answer is None else answer.live())
+        return chats.message_card(row) if answer is None else self._running(answer)
 
     def _running(self, answer: Answer) -> dict[str, Any]:
+        """Or just ended."""
         assert answer.row is not None
         return chats.message_card(answer.row, None if answer.over else answer.live())
 

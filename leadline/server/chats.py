@@ -86,12 +86,6 @@ async def find_by_id(connection: AsyncConnection, chat_id: int) -> Row[Any]:
     return (await connection.execute(select(chats).where(chats.c.id == chat_id))).one()
 
 
-async def chat_owner(connection: AsyncConnection, chat_id: int) -> int:
-    owner = await connection.scalar(select(chats.c.user_id).where(chats.c.id == chat_id))
-    assert owner is not None
-    return int(owner)
-
-
 async def page(
     connection: AsyncConnection, user_id: int, cursor: str | None = None, limit: int = PAGE
 ) -> tuple[list[Row[Any]], str | None]:

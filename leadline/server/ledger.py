@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -69,13 +70,18 @@ def account(user_id: int) -> str:
 
 async def post(connection: AsyncConnection, kind: str, ref: str, entries: Sequence[Entry], now: int) -> None:
     """One transaction in the ledger. Entries of nothing are left out."""
-    assert sum(entry.amount for entry in entries) == 0
-    txn = str(uuid.uuid4())
-    rows = [
-        {"txn": txn, "kind": kind, "ref": ref, "created": now, **dataclasses.asdict(entry)}
-        for entry in entries
-        if entry.amount
-    ]
+    await post_all(connection, kind, [(ref, entries)], now)
+
+
+async def post_all(
+    connection: AsyncConnection, kind: str, transactions: Sequence[tuple[str, Sequence[Entry]]], now: int
+) -> None:
+    """Several transactions, each a ref and its entries."""
+    rows: list[dict[str, Any]] = []
+    for ref, entries in transactions:
+        assert sum(entry.amount for entry in entries) == 0
+        shared = {"txn": str(uuid.uuid4()), "kind": kind, "ref": ref, "created": now}
+        rows += [{**shared, **dataclasses.asdict(entry)} for entry in entries if entry.amount]
     if rows:
         await connection.execute(insert(ledger), rows)
 
@@ -128,14 +134,21 @@ async def hold_in_buckets(connection: AsyncConnection, parts: Sequence[Part]) ->
 
 
 async def release(connection: AsyncConnection, parts: Sequence[Part], paid: Sequence[Part]) -> None:
-    """Let go of held `parts`; what of them is `paid` leaves the balance too."""
-    spent = {part.bucket_id: part.amount for part in paid}
-    for part in parts:
+    """Let go of held `parts`; what of them is `paid` leaves the balance too. A bucket may have several of both."""
+    held, spent = _by_bucket(parts), _by_bucket(paid)
+    for bucket_id in sorted(held):
         values = {
-            "held": buckets.c.held - part.amount,
-            "balance": buckets.c.balance - spent.get(part.bucket_id, 0),
+            "held": buckets.c.held - held[bucket_id],
+            "balance": buckets.c.balance - spent[bucket_id],
         }
-        await connection.execute(update(buckets).where(buckets.c.id == part.bucket_id).values(values))
+        await connection.execute(update(buckets).where(buckets.c.id == bucket_id).values(values))
+
+
+def _by_bucket(parts: Sequence[Part]) -> Counter[int]:
+    sums = Counter[int]()
+    for part in parts:
+        sums[part.bucket_id] += part.amount
+    return sums
 
 
 async def debit(connection: AsyncConnection, user_id: int, amount: int, *, ref: str, now: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from leadline.engine.types import Usage
 from leadline.errors import LeadlineError
 from leadline.server.access import Outcome
-from leadline.server.billing import HOLD_TOKENS, LEASE_SECONDS, Billing, Hold, Order
+from leadline.server.billing import HOLD_TOKENS, LEASE_SECONDS, Billing, Hold, Order, Settlement
 
 T = TypeVar("T")
 
@@ -24,6 +24,7 @@ log = logging.getLogger("leadline.server.billing")
 
 PERSIST_SECONDS = 0.25  # with a write's own time on top, well under a second behind delivery
 SWEEP_SECONDS = 5.0
+MOST_SETTLED = 200  # in one transaction
 LOW_WATER = 64  # covered tokens left when a hold is extended
 
 
@@ -78,8 +79,7 @@ class HoldMeter:
         except LeadlineError:
             return  # nothing was held
         try:
-            cost = await self.meters.billing.settle(self.order.request_id, self.usage, outcome)
-            self.meters.settled += cost or 0
+            await self.meters.settle(Settlement(self.order.request_id, self.usage, outcome))
         finally:
             self.meters.live.pop(self.order.request_id, None)
 
@@ -93,6 +93,8 @@ class Meters:
         self.settled = 0  # nano-units that this process has billed
         self._written: dict[str, tuple[Usage, float]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiting: list[tuple[Settlement, asyncio.Future[None]]] = []
+        self._writing = False
 
     @property
     def held(self) -> int:
@@ -115,6 +117,38 @@ class Meters:
     async def drain(self) -> None:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Together with all that wait when the writer is free: of many that end at once none waits for each other."""
+        written = asyncio.get_running_loop().create_future()
+        self._waiting.append((settlement, written))
+        if len(self._waiting) == 1 and not self._writing:
+            self._writing = True
+            self.spawn(self._write())
+        await written
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:MOST_SETTLED], self._waiting[MOST_SETTLED:]
+            try:
+                await self._settle_all([settlement for settlement, _ in batch])
+            except Exception as error:
+                log.error("a settlement failed", exc_info=error)
+            for _, written in batch:
+                if not written.done():
+                    written.set_result(None)
+        self._writing = False
+
+    async def _settle_all(self, settlements: list[Settlement]) -> None:
+        """One that cannot be written keeps no other from it; its hold is left to the sweep."""
+        try:
+            self.settled += sum((await self.billing.settle_all(settlements)).values())
+        except Exception:
+            if len(settlements) == 1:
+                raise
+            for each in settlements:
+                with contextlib.suppress(Exception):
+                    await self._settle_all([each])
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:

@@ -41,8 +41,7 @@ async def index(connection: AsyncConnection, message: Row[Any], user_id: int) ->
     if connection.dialect.name != "sqlite":
         return
     row = {"id": message.id, "owner": _owner(user_id), "words": words(message.content)}
-    await connection.execute(text("DELETE FROM search WHERE rowid = :id"), {"id": message.id})
-    await connection.execute(text("INSERT INTO search (rowid, owner, words) VALUES (:id, :owner, :words)"), row)
+    await connection.execute(text("REPLACE INTO search (rowid, owner, words) VALUES (:id, :owner, :words)"), row)
 
 
 async def forget(connection: AsyncConnection, chat_ids: Sequence[int]) -> None:
