@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "leadline"
-_NOT_OURS = {".git", ".venv", "node_modules", "__pycache__", "build", "dist", "runs"}
+_NOT_OURS = {".git", ".venv", "node_modules", "__pycache__", "build", "dist", "runs", ".cmake", "CMakeFiles"}
+_BUILT = ("CMakeCache.txt", "cmake_install.cmake", "CMakeInit.txt", ".skbuild-info.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ def files(*suffixes: str) -> Iterator[Path]:
     for folder, folders, names in os.walk(ROOT):
         folders[:] = sorted(f for f in folders if f not in _NOT_OURS and not f.endswith(("_cache", ".egg-info")))
         for name in sorted(names):
-            if name.endswith(suffixes or name):
+            if name.endswith(suffixes or name) and name not in _BUILT:
                 yield Path(folder, name)
 
 

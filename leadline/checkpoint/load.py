@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from leadline.checkpoint.plan import BATCHED_TOKENS, Plan, make_plan, require
 from leadline.checkpoint.quality import fill_parameters
 from leadline.checkpoint.quantise import pack_folder
 from leadline.checkpoint.quantised import Placement, is_quantised, load_block
-from leadline.checkpoint.recipes import check_recipe
+from leadline.checkpoint.recipes import Recipe, check_recipe
 from leadline.checkpoint.regions import Weights, originals
 from leadline.checkpoint.source import find_source
 from leadline.checkpoint.weights import allocate, load_weights
@@ -47,7 +48,37 @@ class LoadedModel:
         return self.model.device
 
 
+@dataclasses.dataclass(frozen=True)
+class FoundModel:
+    """A model that fits and whose files are here, before its weights are read."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    generation: GenerationConfig
+    name: str
+    folder: Path
+    plan: Plan
+    recipe: Recipe | None
+    """What weights that are not quantised are quantised by."""
+
+
 def load_model(
+    model: str | Path | None = None,
+    *,
+    placement: Placement = "auto",
+    progress: bool | None = None,
+    **options: Any,
+) -> LoadedModel:
+    """Load a folder, a hub id (`org/name`, `modelscope:org/name`) or, for None, the model that ships with leadline, as
+    a PyTorch model. The options are those of `find_model`; `placement` says whether a quantised folder's weights are
+    mapped or copied. Raises `CheckpointError`, `TokenizerError`, `ModelNotFound` or `ResourceError`.
+    """
+    found = find_model(model, progress=progress, **options)
+    loaded = torch_model(found, placement=placement, progress=progress)
+    return LoadedModel(loaded, found.config, found.tokenizer, found.generation, found.name, found.folder, found.plan)
+
+
+def find_model(
     model: str | Path | None = None,
     *,
     dtype: str = "auto",
@@ -58,15 +89,12 @@ def load_model(
     max_num_batched_tokens: int = BATCHED_TOKENS,
     cache_dtype: str = "auto",
     quantize: str | None = None,
-    placement: Placement = "auto",
     progress: bool | None = None,
-) -> LoadedModel:
-    """Load a folder, a hub id (`org/name`, `modelscope:org/name`) or, for None, the model that ships with leadline.
+) -> FoundModel:
+    """Find, plan, check, download.
 
     `max_model_len` None is the longest context that fits, at most the advertised one. `max_memory` bounds weights,
-    cache and activations together. `quantize` is a recipe (int8, int4, mixed) for weights that are not quantised;
-    `placement` says whether a quantised folder's are mapped or copied. Raises `CheckpointError`, `TokenizerError`,
-    `ModelNotFound` or `ResourceError`.
+    cache and activations together. `quantize` is a recipe (int8, int4, mixed) for weights that are not quantised.
     """
     source = find_source(model)
     config = source.read_config()
@@ -92,18 +120,29 @@ def load_model(
     tokenizer = Tokenizer.from_folder(folder)
     check_vocabulary(folder, config, tokenizer)
     generation = read_generation_config(folder).with_eos(tokenizer.eos_id)
+    return FoundModel(config, tokenizer, generation, source.name, folder, plan, recipe)
+
+
+def torch_model(found: FoundModel, *, placement: Placement = "auto", progress: bool | None = None) -> DeepseekV2:
+    """The model in PyTorch, in the plan's type and place; quantised weights are dequantised."""
     with torch.device("meta"):
-        empty = DeepseekV2(config)
-    kind, where = getattr(torch, plan.dtype), torch.device(plan.device)
-    if is_quantised(folder):
-        weights, _ = load_block(folder, config, placement)
-        loaded = dequantise(empty, weights, kind, where)
-    elif recipe is not None:
-        loaded = dequantise(empty, pack_folder(folder, config, recipe, progress=progress), kind, where)
+        empty = DeepseekV2(found.config)
+    kind, where = getattr(torch, found.plan.dtype), torch.device(found.plan.device)
+    packed = packed_regions(found, placement=placement, progress=progress)
+    if packed is not None:
+        loaded = dequantise(empty, packed, kind, where)
     else:
-        loaded = load_weights(empty, folder, dtype=kind, device=where, progress=progress)
-    loaded.eval().requires_grad_(False)
-    return LoadedModel(loaded, config, tokenizer, generation, source.name, folder, plan)
+        loaded = load_weights(empty, found.folder, dtype=kind, device=where, progress=progress)
+    return loaded.eval().requires_grad_(False)
+
+
+def packed_regions(found: FoundModel, *, placement: Placement = "auto", progress: bool | None = None) -> Weights | None:
+    """The weights in kernel layout, where the folder is quantised or is to be; else None."""
+    if is_quantised(found.folder):
+        return load_block(found.folder, found.config, placement)[0]
+    if found.recipe is not None:
+        return pack_folder(found.folder, found.config, found.recipe, progress=progress)
+    return None
 
 
 def dequantise(model: DeepseekV2, weights: Weights, dtype: torch.dtype, device: torch.device) -> DeepseekV2:

@@ -29,6 +29,7 @@ from leadline.engine.store import PageStore, namespace_of
 from leadline.engine.types import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
 from leadline.errors import ConfigError, InvalidRequest
 from leadline.model.cache import PAGE_SIZE, PagedCache, latent_format
+from leadline.model.cpu import CpuModel
 from leadline.model.transformer import DeepseekV2
 
 
@@ -50,7 +51,7 @@ class Engine:
 
     def __init__(
         self,
-        model: DeepseekV2,
+        model: DeepseekV2 | CpuModel,
         tokenizer: Vocabulary,
         config: EngineConfig = EngineConfig(),
         *,
@@ -225,7 +226,7 @@ class Engine:
             self._counts["cancelled" if cancelled else "finished"] += 1
 
 
-def make_cache(model: DeepseekV2, config: EngineConfig) -> PagedCache:
+def make_cache(model: DeepseekV2 | CpuModel, config: EngineConfig) -> PagedCache:
     """Whole pages for `cache_tokens`, on the model's device."""
     pages = max(-(-config.cache_tokens // PAGE_SIZE), 1)
     kind = choose_cache_dtype(model.config, str(model.dtype).removeprefix("torch."), config.cache_dtype)
@@ -234,13 +235,18 @@ def make_cache(model: DeepseekV2, config: EngineConfig) -> PagedCache:
     return PagedCache(model.config, pages, dtype=dtype, format=packed, device=model.device)
 
 
-def cache_layout(model: DeepseekV2, cache: PagedCache) -> str:
+def cache_layout(model: DeepseekV2 | CpuModel, cache: PagedCache) -> str:
     """What a page's bytes depend on besides the weights: how they are stored, and what computed them."""
-    maker = f"leadline {__version__}, torch {torch.__version__}, {model.dtype} on {model.device.type}"
+    maker = (
+        model.maker
+        if isinstance(model, CpuModel)
+        else f"torch {torch.__version__}, {model.dtype} on {model.device.type}"
+    )
+    maker = f"leadline {__version__}, {maker}"
     return f"{cache.layout} by {maker}"
 
 
-def make_info(model: DeepseekV2, cache: PagedCache, config: EngineConfig, vocab_size: int) -> EngineInfo:
+def make_info(model: DeepseekV2 | CpuModel, cache: PagedCache, config: EngineConfig, vocab_size: int) -> EngineInfo:
     advertised = model.config.max_position_embeddings
     return EngineInfo(
         model=config.name,

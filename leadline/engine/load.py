@@ -7,10 +7,11 @@ from pathlib import Path
 
 from leadline.checkpoint.fingerprint import fingerprint
 from leadline.checkpoint.generation import GenerationConfig
-from leadline.checkpoint.load import load_model
+from leadline.checkpoint.load import find_model
 from leadline.checkpoint.machine import parse_bytes
 from leadline.checkpoint.plan import Plan
 from leadline.checkpoint.quantised import Placement
+from leadline.engine.bind import bind
 from leadline.engine.engine import Engine, EngineConfig
 from leadline.engine.grammar import GrammarProvider
 from leadline.engine.scheduler import SchedulerConfig
@@ -45,6 +46,7 @@ def load_engine(
     kv_cache_dtype: str = "auto",
     quantize: str | None = None,
     placement: Placement = "auto",
+    isa: str | None = None,
     enable_prefix_caching: bool = True,
     name: str | None = None,
     progress: bool | None = None,
@@ -55,6 +57,9 @@ def load_engine(
 ) -> LoadedEngine:
     """Load `model` (None: the embedded one) and give it the cache that its plan says. Names are vLLM's.
 
+    On a CPU the model runs on leadline's own kernels where they are built and can run it; `isa` names an instruction
+    set, or none for PyTorch.
+
     With `disk_cache` full pages of prompts and answers are kept in a folder, so that what was computed by an earlier
     process need not be computed again: at most `disk_cache_size`, none unused for `disk_cache_days`.
     """
@@ -62,7 +67,7 @@ def load_engine(
     if disk_cache_days <= 0:
         raise ConfigError(f"disk_cache_days must be positive, not {disk_cache_days}")
     scheduler = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_waiting)
-    loaded = load_model(
+    loaded = find_model(
         model,
         dtype=dtype,
         device=device,
@@ -72,7 +77,6 @@ def load_engine(
         max_num_batched_tokens=max_num_batched_tokens,
         cache_dtype=kv_cache_dtype,
         quantize=quantize,
-        placement=placement,
         progress=progress,
     )
     config = EngineConfig(
@@ -86,7 +90,8 @@ def load_engine(
     )
     eos_ids = loaded.generation.eos_token_ids
     grammars = GrammarProvider(loaded.tokenizer, eos_ids or ())
-    engine = Engine(loaded.model, loaded.tokenizer, config, eos_ids=eos_ids, constraints=grammars)
+    runs = bind(loaded, isa=isa, placement=placement, progress=progress)
+    engine = Engine(runs, loaded.tokenizer, config, eos_ids=eos_ids, constraints=grammars)
     if disk_cache and enable_prefix_caching:
         engine.keep_pages(disk_cache_folder or default_root(), limit=disk_cache_size, ttl=disk_cache_days * DAY)
     engine.warm_up()

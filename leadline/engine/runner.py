@@ -8,6 +8,7 @@ the experts their tokens met, is collected here, while the states are at hand.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence as Items
 from typing import Protocol
 
 import torch
@@ -18,6 +19,7 @@ from leadline.engine.scheduler import Chunk, ScheduledBatch
 from leadline.engine.sequence import Sequence
 from leadline.model.batch import ForwardBatch
 from leadline.model.cache import PagedCache
+from leadline.model.cpu import CpuModel
 from leadline.model.moe import Routing
 from leadline.model.transformer import DeepseekV2
 
@@ -42,7 +44,7 @@ class Runner(Protocol):
 class ModelRunner:
     """Runs `model` over the pages of `cache`."""
 
-    def __init__(self, model: DeepseekV2, cache: PagedCache, sampler: Sampler) -> None:
+    def __init__(self, model: DeepseekV2 | CpuModel, cache: PagedCache, sampler: Sampler) -> None:
         self.model = model
         self.cache = cache
         self.sampler = sampler
@@ -120,14 +122,14 @@ class ModelRunner:
 
     # ---- what requests ask beyond the next token -----------------------------------------------------------------
 
-    def _collect(self, chunk: Chunk, start: int, hidden_TD: Tensor, routings: tuple[Routing, ...]) -> None:
+    def _collect(self, chunk: Chunk, start: int, hidden_TD: Tensor, routings: Items[Routing]) -> None:
         params = chunk.sequence.params
         if params.return_routed_experts:
             self._collect_routing(chunk, start, routings)
         if params.prompt_logprobs is not None and chunk.start < chunk.sequence.prompt_tokens:
             self._collect_prompt_logprobs(chunk, start, hidden_TD, params.prompt_logprobs)
 
-    def _collect_routing(self, chunk: Chunk, start: int, routings: tuple[Routing, ...]) -> None:
+    def _collect_routing(self, chunk: Chunk, start: int, routings: Items[Routing]) -> None:
         """The experts of each token, once: a recomputation finds them there already."""
         known = chunk.sequence.routed_experts
         first = max(len(known) - chunk.start, 0)

@@ -19,6 +19,7 @@ from leadline.engine.engine import Engine
 from leadline.engine.load import load_engine
 from leadline.engine.store import PageStore
 from leadline.errors import ConfigError
+from leadline.model.transformer import DeepseekV2
 from tests.engine.models import drain, generate, logprobs, make_engine, prompt, request, tokens
 
 PAGE = 64
@@ -164,7 +165,9 @@ def test_what_a_failed_request_computed_is_removed(tmp_path: Path) -> None:
         engine.step()
     flush(engine)
     assert len(files(tmp_path)) == 3
-    engine.model_runner.model.lm_head.weight.data.fill_(float("nan"))
+    model = engine.model_runner.model
+    assert isinstance(model, DeepseekV2)
+    model.lm_head.weight.data.fill_(float("nan"))
     try:
         outputs = drain(engine)
     finally:

@@ -19,6 +19,7 @@ from leadline.engine.aio import AsyncEngine
 from leadline.errors import ContextLengthExceeded, EngineError, InvalidRequest, ModelNotFound, UserError
 from leadline.eval.lm import LM, Ask, EngineLM, HttpLM, Score, Span, echoed_tokens
 from leadline.model.batch import ForwardBatch
+from leadline.model.transformer import DeepseekV2
 from leadline.server.app import create_app
 from leadline.server.run import Server, bind, url
 from tests.fixtures_server import live_server, small_tokenizer
@@ -36,13 +37,13 @@ SPANS = [
 
 @pytest.fixture(scope="module")
 def llm(tiny_lite_folder: Path) -> LLM:
-    return LLM(tiny_lite_folder, dtype="float32", device="cpu", max_model_len=400, max_num_seqs=4)
+    return LLM(tiny_lite_folder, dtype="float32", device="cpu", isa="none", max_model_len=400, max_num_seqs=4)
 
 
 @pytest.fixture(scope="module")
 def server(tiny_lite_folder: Path) -> Generator[str, None, None]:
     """leadline's own server over a real engine of its own."""
-    llm = LLM(tiny_lite_folder, dtype="float32", device="cpu", max_model_len=400, max_num_seqs=4)
+    llm = LLM(tiny_lite_folder, dtype="float32", device="cpu", isa="none", max_model_len=400, max_num_seqs=4)
     sock = bind("127.0.0.1", 0)
     ready = threading.Event()
     app = create_app(AsyncEngine(llm.engine), llm.tokenizer)
@@ -65,6 +66,7 @@ def http(server: str) -> Generator[HttpLM, None, None]:
 def direct(llm: LLM, ids: tuple[int, ...], start: int) -> Score:
     """Of the tokens from `start` on, by one pass of the model."""
     model = llm.engine.model_runner.model
+    assert isinstance(model, DeepseekV2)
     with torch.inference_mode():
         logits_TV = model(torch.tensor(ids), ForwardBatch.packed([len(ids)])).logits.float()
     logprobs_TV = logits_TV.log_softmax(-1)
@@ -165,7 +167,9 @@ def test_two_models_of_one_name_are_told_apart(llm: LLM, tiny_v2_folder: Path) -
     again = EngineLM(llm).weights
     assert len(again) == 16
     assert EngineLM(llm).weights == again
-    parameter = llm.engine.model_runner.model.lm_head.weight
+    model = llm.engine.model_runner.model
+    assert isinstance(model, DeepseekV2)
+    parameter = model.lm_head.weight
     with torch.no_grad():
         parameter += 1
         changed = EngineLM(llm).weights
