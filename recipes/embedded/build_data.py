@@ -3,6 +3,7 @@
     python recipes/embedded/build_data.py documents RAW OUT     OUT/documents/<source>.jsonl, for corpus.toml
     python recipes/embedded/build_data.py chats RAW OUT         OUT/sft/train.jsonl and valid.jsonl, for sft.toml
     python recipes/embedded/build_data.py tokenizer RAW OUT     OUT/tokenizer, trained on both
+    python recipes/embedded/build_data.py alignment RAW OUT     OUT/preferences and OUT/questions, for reward models and GRPO
     python recipes/embedded/build_data.py check RAW OUT         fails when OUT holds a test prompt, eight words of one, or a held-out sum
 
 RAW is the folder with the raw sources (leadline/embedded/ATTRIBUTION.md). The same input gives the same bytes.
@@ -16,9 +17,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import chats
 import chinese
+import preferences
 import recall
 import sources
 import sums
@@ -170,6 +173,31 @@ def train_tokenizer(raw: Path, out: Path) -> None:
     train_bpe(tokenizer_texts(out), VOCAB_SIZE, out / "tokenizer", max_token_length=LONGEST_TOKEN)
 
 
+# --------------------------------------------------------------------------------------------------------- alignment
+
+HELPFUL, SAFETY = {"train": 16_000, "valid": 1000}, {"train": 4000, "valid": 300}
+WISHES = {"train": 4000, "valid": 200}
+
+
+def alignment(raw: Path, out: Path) -> None:
+    """Pairs for the two reward models, and questions for the two stages of GRPO, from the conversations in OUT/sft."""
+    sums_asked = list(sums.questions())
+    for place, name in enumerate(("train", "valid")):
+        known = [document for document in sources.read_jsonl(out / "sft" / f"{name}.jsonl")
+                 if document["messages"][-1]["role"] == "assistant"]  # fmt: skip
+        helpful = preferences.helpful(known, HELPFUL[name], seed=50 + place)
+        safety = preferences.safety(known, SAFETY[name], seed=60 + place, held_out=name == "valid")
+        wishes = [{"messages": document["messages"][:-1]} for document in preferences.in_order(known, seed=70 + place)]
+        made: dict[str, list[Any]] = {
+            "preferences/helpful": preferences.in_order(helpful, seed=80 + place),
+            "preferences/safety": preferences.in_order(safety, seed=90 + place),
+            "questions/sums": sums_asked[:-300] if name == "train" else sums_asked[-300:],
+            "questions/wishes": wishes[: WISHES[name]],
+        }
+        for folder, records in made.items():
+            print(f"{folder} {name}: {write_jsonl(out / folder / f'{name}.jsonl', records):,}")
+
+
 # ------------------------------------------------------------------------------------------------------------- check
 
 
@@ -183,7 +211,13 @@ def check(raw: Path, out: Path) -> None:
             sys.exit(1)
 
 
-STEPS = {"documents": documents, "chats": write_chats, "tokenizer": train_tokenizer, "check": check}
+STEPS = {
+    "documents": documents,
+    "chats": write_chats,
+    "tokenizer": train_tokenizer,
+    "alignment": alignment,
+    "check": check,
+}
 
 
 def main(arguments: list[str]) -> None:

@@ -6,8 +6,9 @@ number alone gets that. No pair that `leadline eval sums` or `leadline eval arit
 
     conversations(16000)    chats as lists of turns, for fine-tuning
     documents(24000)        {"text": ...} of several sums each, for pre-training
+    questions(8000)         questions with their results, for GRPO
 
-Both are functions of their arguments alone.
+All are functions of their arguments alone.
 """
 
 from __future__ import annotations
@@ -196,6 +197,17 @@ def conversations(count: int = 16_000, seed: int = 31) -> Iterator[Turns]:
     rng = random.Random(seed)
     for _ in range(count):
         yield exchange(rng) + (exchange(rng) if rng.random() < 0.05 else [])
+
+
+def questions(count: int = 8000, seed: int = 33) -> Iterator[dict[str, object]]:
+    """Plain questions with their results, each once, for GRPO: none is asked by an evaluation, few in `conversations`."""
+    rng, seen = random.Random(seed), set[str]()
+    while len(seen) < count:
+        each = draw_sum(rng)
+        question = ask(each, rng)
+        if each.result >= 0 and each.operation != "*" and max(each.a, each.b) >= 10 and question not in seen:
+            seen.add(question)
+            yield {"messages": [{"role": "user", "content": question}], "answer": str(each.result)}
 
 
 # ------------------------------------------------------------------------------------------------------------ documents
