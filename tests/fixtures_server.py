@@ -57,10 +57,11 @@ def live_server(
     *,
     grace: int = 1,
     platform: Platform | None = None,
+    made: Any = None,
     **engine_options: Any,
 ) -> Generator[LiveServer, None, None]:
-    """Serve a fake engine made with `engine_options`; it knows grammars."""
-    engine = FakeEngine(tokenizer, **{"constraints": GrammarProvider(tokenizer), **engine_options})
+    """Serve a fake engine made with `engine_options`, which knows grammars, or the one that was `made`."""
+    engine = made or FakeEngine(tokenizer, **{"constraints": GrammarProvider(tokenizer), **engine_options})
     sock = bind("127.0.0.1", 0)
     ready = threading.Event()
     server = Server(create_app(engine, tokenizer, settings, platform), ready=ready.set, grace=grace)

@@ -163,6 +163,23 @@ class AccountOptions:
 
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True)
+class RemoteOptions:
+    """An engine elsewhere, behind this platform.
+
+    Args:
+        engine_url: The URL of an OpenAI-compatible server (vLLM, SGLang, llama.cpp, leadline) that makes the answers;
+            --model is then a folder with the model's tokenizer, and no weights are loaded.
+        engine_key: The key that server wants; better in the environment than here.
+        engine_model: What that server calls the model, when it has several.
+    """
+
+    engine_url: str | None = None
+    engine_key: str | None = None
+    engine_model: str | None = None
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
 class WatchOptions:
     """What the server tells of itself.
 
@@ -180,5 +197,6 @@ class WatchOptions:
 STORE = StoreOptions()
 ACCOUNTS = AccountOptions()
 WATCH = WatchOptions()
+REMOTE = RemoteOptions()
 MODEL = ModelOptions()
 SAMPLING = SamplingOptions()

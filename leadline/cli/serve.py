@@ -7,12 +7,13 @@ LEADLINE_SERVE_MAX_NUM_SEQS here. A flag wins over the environment, that over th
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import sys
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cyclopts import App, ArgumentCollection
@@ -21,24 +22,26 @@ from cyclopts.config import Dict, Env
 from leadline.cli.options import (
     ACCOUNTS,
     MODEL,
+    REMOTE,
     STORE,
     WATCH,
     AccountOptions,
     ModelOptions,
+    RemoteOptions,
     StoreOptions,
     WatchOptions,
     default_params,
 )
 from leadline.config import did_you_mean, read_toml
-from leadline.engine.types import EngineInfo
-from leadline.errors import ConfigError
+from leadline.engine.types import EngineInfo, EngineProtocol, SamplingParams
+from leadline.errors import ConfigError, ModelNotFound
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from leadline.engine.load import LoadedEngine
     from leadline.server.owner import FirstSteps
     from leadline.server.platform import Platform
+    from leadline.tokenizer import Tokenizer
 
 ENVIRONMENT = "LEADLINE_SERVE_"
 
@@ -79,6 +82,7 @@ def serve(
     accounts: AccountOptions = ACCOUNTS,
     store: StoreOptions = STORE,
     watch: WatchOptions = WATCH,
+    remote: RemoteOptions = REMOTE,
     config: Path | None = None,
 ) -> None:
     """Serve a model: the website, the platform and the OpenAI API.
@@ -106,25 +110,68 @@ def serve(
     with bind(bound, port) as sock:
         address = url(sock, "https" if tls else "http")
         platform = _platform(accounts, store) if accounts.accounts else None
-        loaded = model.load(max_num_seqs=max_num_seqs, name=served_model_name, single_owner=not accounts.accounts)
-        served = _app(loaded, _hosts(address, accounts, local=is_loopback(host)), platform, watch)
+        if remote.engine_url is not None:
+            works = _remote(model, remote, served_model_name)
+        else:
+            works = _local(model, max_num_seqs, served_model_name, single_owner=not accounts.accounts)
+        served = _app(works, _hosts(address, accounts, local=is_loopback(host)), platform, watch)
         alone = is_loopback(host) and not accounts.trusted_proxy  # nobody else reads what is printed or comes in
         steps = _first_steps(platform) if platform and alone else None
         link = f"{address}/signin#{steps.link}" if steps else None
-        greeting = _greeting(loaded.engine.info, address, steps.key if steps else None, link)
+        greeting = _greeting(works.engine.info, address, steps.key if steps else None, link)
         open_link = link if accounts.browser else None
         serve_app(served, sock, ready=lambda: _greet(greeting, open_link), grace=grace, tls=tls)
 
 
-def _app(loaded: LoadedEngine, hosts: tuple[str, ...], platform: Platform | None, watch: WatchOptions) -> FastAPI:
+@dataclasses.dataclass(frozen=True)
+class Works:
+    """What makes the answers."""
+
+    engine: EngineProtocol
+    tokenizer: Tokenizer
+    defaults: SamplingParams
+
+
+def _local(model: ModelOptions, max_num_seqs: int, name: str | None, *, single_owner: bool) -> Works:
     from leadline.engine.aio import AsyncEngine
+
+    loaded = model.load(max_num_seqs=max_num_seqs, name=name, single_owner=single_owner)
+    return Works(AsyncEngine(loaded.engine), loaded.tokenizer, default_params(loaded))
+
+
+def _remote(model: ModelOptions, remote: RemoteOptions, name: str | None) -> Works:
+    """Only the tokenizer and the sampling defaults are read here; torch is not needed."""
+    from leadline.checkpoint.generation import read_generation_config
+    from leadline.checkpoint.source import Folder, find_source
+    from leadline.client.remote import connect
+    from leadline.tokenizer import Tokenizer
+
+    source = find_source(model.model)
+    if not isinstance(source, Folder):
+        raise ModelNotFound(
+            f"{model.model}: no such folder; with --engine-url, --model is a folder with a tokenizer.json"
+        )
+    tokenizer = Tokenizer.from_folder(source.path)
+    engine = asyncio.run(
+        connect(
+            remote.engine_url or "",
+            key=remote.engine_key,
+            model=remote.engine_model,
+            name=name,
+            context_length=model.max_model_len,
+            vocab_size=tokenizer.vocab_size,
+        )
+    )
+    defaults: dict[str, Any] = read_generation_config(source.path).sampling_defaults()
+    return Works(engine, tokenizer, SamplingParams(**defaults))
+
+
+def _app(works: Works, hosts: tuple[str, ...], platform: Platform | None, watch: WatchOptions) -> FastAPI:
     from leadline.server.app import create_app
     from leadline.server.settings import ServerSettings
 
-    settings = ServerSettings(
-        defaults=default_params(loaded), allowed_hosts=hosts, metrics_address=watch.metrics_address
-    )
-    return create_app(AsyncEngine(loaded.engine), loaded.tokenizer, settings, platform)
+    settings = ServerSettings(defaults=works.defaults, allowed_hosts=hosts, metrics_address=watch.metrics_address)
+    return create_app(works.engine, works.tokenizer, settings, platform)
 
 
 def _hosts(address: str, options: AccountOptions, *, local: bool) -> tuple[str, ...]:
