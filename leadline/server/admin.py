@@ -317,7 +317,7 @@ class AdminRoutes:
         await self._operator(request)
         engine = self.service.engine
         info, stats = dataclasses.asdict(engine.info), dataclasses.asdict(engine.stats())
-        return json_response({"info": info, "stats": stats, "answers": len(self.answers)})
+        return json_response({"info": info, "stats": stats, "answers": self.answers.running})
 
     # ---- what is agreed to -------------------------------------------------------------------------------------
 

@@ -112,7 +112,8 @@ class Answers:
         self._timers: dict[Answer, asyncio.TimerHandle] = {}
         self._reserved: set[int] = set()  # chats whose answer is about to start
 
-    def __len__(self) -> int:
+    @property
+    def running(self) -> int:
         return len(self._tasks)
 
     def of_message(self, message_id: int) -> Answer | None:

@@ -150,7 +150,7 @@ class Billing:
         """Write down what running requests have delivered, and renew their leases. `counts` are of this moment."""
         if not counts:
             return
-        texts = self.witness.texts(counts) if self.witness else {}
+        texts = {} if self.witness is None else self.witness.texts(counts)
         names = ("prompt_tokens", "cached_tokens", "completion_tokens")
         lease = self._lease()
         rows = [
@@ -160,7 +160,7 @@ class Billing:
         async with self.database.write() as connection:
             # `bindparam` by hand: a column of the WHERE clause may not share its parameter's name.
             await connection.execute(update(holds).where(holds.c.id == bindparam("hold")), rows)
-            if self.witness and texts:
+            if self.witness is not None and texts:
                 await self.witness.persisted(connection, texts)
 
     async def sweep(self, alive: Collection[str] = ()) -> int:
@@ -211,7 +211,7 @@ class Billing:
         await ledger.post_all(connection, "usage", [(bill.request_id, _entries(bill)) for bill in bills], self.now())
         await self._settle_on_keys(connection, bills)
         await connection.execute(insert(usage), [self._usage_row(bill) for bill in bills])
-        if self.witness:
+        if self.witness is not None:
             await self.witness.settled(connection, bills)
         return {bill.request_id: bill.cost for bill in bills}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -449,3 +450,28 @@ def test_leaving_a_temporary_chat_stops_it(slow: Site) -> None:
     person.idle()
     assert person.spent() > 0
     assert [bill.outcome for bill in slow.bills(person.id)] == ["aborted"]
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds"), [(10, 20.0), pytest.param(50, 1.0, marks=pytest.mark.slow)], ids=["busy machine", "quiet one"]
+)
+def test_answers_that_are_stopped_together_are_soon_settled(
+    tokenizer: Tokenizer, tmp_path: Path, count: int, seconds: float
+) -> None:
+    """From the first Stop to the last answer of one: all are stored and billed, nothing runs, nothing is held."""
+    with (
+        live_site(tokenizer, tmp_path, context_length=2048, tokens_per_second=50, answer=ANSWER * 40) as crowded,
+        concurrent.futures.ThreadPoolExecutor(count) as pool,
+    ):
+        person = Person(crowded, balance=10**12)
+        chats = [person.chat() for _ in range(count)]
+        for chat in chats:
+            person.say(chat)
+        wait_until(lambda: len(crowded.live.engine.running) == count, 20)
+        begun = time.monotonic()
+        stopped = list(pool.map(lambda chat: person.stop(chat, 2), chats))
+        assert time.monotonic() - begun < seconds
+        assert not crowded.live.engine.running
+        assert crowded.balance(person.id).held == 0
+        assert {message["status"] for message in stopped} == {"stopped"}
+        assert sum(bill.amount for bill in crowded.bills(person.id)) == 10**12 - crowded.balance(person.id).total
