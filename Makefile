@@ -2,6 +2,8 @@
 # Written for GNU make 3.81, which macOS ships.
 
 MODEL =
+# int4, int8 or mixed: run the model in fewer bits; a hub's model is then pulled one shard at a time.
+QUANTIZE =
 PORT  = 8000
 # What to do about PyTorch: auto, cpu (PyTorch's CPU index), cuda (the default index), skip (leave it to you).
 TORCH = auto
@@ -21,7 +23,7 @@ PROBE_SECONDS = 5
 .PHONY: help setup serve chat test test-slow gpu lint docs web clean
 
 help:
-	@echo "make serve      set up and serve website and API on 127.0.0.1:$(PORT)   MODEL=folder-or-hub-id PORT=n ARGS='...'"
+	@echo "make serve      set up and serve website and API on 127.0.0.1:$(PORT)   MODEL=folder-or-hub-id QUANTIZE=int4 PORT=n ARGS='...'"
 	@echo "make chat       set up and chat in the terminal              MODEL=folder-or-hub-id ARGS='...'"
 	@echo "make test       set up and run the tests                     ARGS='-k name'"
 	@echo "make test-slow  kills, loads, soaks, full-width shapes; writes benchmarks/test-slow.txt"
@@ -33,10 +35,10 @@ help:
 	@echo "make clean      remove .venv, caches and builds"
 
 serve: $(STAMP)-app
-	@$(PYTHON) -m leadline serve --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+	@$(PYTHON) -m leadline serve --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(if $(QUANTIZE),--quantize $(QUANTIZE)) $(ARGS)
 
 chat: $(STAMP)-app
-	@$(PYTHON) -m leadline chat $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+	@$(PYTHON) -m leadline chat $(if $(MODEL),--model "$(MODEL)") $(if $(QUANTIZE),--quantize $(QUANTIZE)) $(ARGS)
 
 setup: $(STAMP)-app
 

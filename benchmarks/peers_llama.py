@@ -15,6 +15,7 @@ import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 VOCABULARY = 102400
@@ -22,8 +23,7 @@ VOCABULARY = 102400
 
 def rss() -> int:
     """Bytes of this process now, mapped files included."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class Engine:

@@ -33,7 +33,7 @@ def weight_entries(folder: Path, config: ModelConfig) -> list[Entry]:
                 raise CheckpointError(f"{name} is in {entries[name].path} and in {entry.path}")
             entries[name] = entry
     wanted = tensor_shapes(config)
-    kept = {name: entry for name, entry in entries.items() if not _is_ignored(name, config)}
+    kept = {name: entry for name, entry in entries.items() if not is_ignored(name, config)}
     _check_names(folder, wanted, kept, index)
     for name, entry in kept.items():
         if entry.shape != wanted[name]:
@@ -42,7 +42,7 @@ def weight_entries(folder: Path, config: ModelConfig) -> list[Entry]:
     return list(kept.values())
 
 
-def _is_ignored(name: str, config: ModelConfig) -> bool:
+def is_ignored(name: str, config: ModelConfig) -> bool:
     """Rotary tables of old checkpoints; the copy of a tied head, which is the embedding by definition."""
     return is_derived(name) or (config.tie_word_embeddings and name == "lm_head.weight")
 

@@ -46,6 +46,16 @@ class RemoteFile:
     sha256: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Repository:
+    """What a hub has of a model: its wanted files, where they are, and what may be done with them."""
+
+    revision: str
+    files: tuple[RemoteFile, ...]
+    url: Callable[[str], str]
+    licence: str = "not stated"
+
+
 def is_wanted(path: str) -> bool:
     """Weights, configuration, tokenizer and licence, at the top of the repository; programs and pickles never."""
     return _WANTED.fullmatch(path) is not None and not path.endswith(".py")
@@ -74,6 +84,7 @@ class HuggingFace:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.licence = "not stated"
 
     @property
     def reference(self) -> str:
@@ -103,6 +114,26 @@ class HuggingFace:
                 check_file(self._download(file.path, revision=revision), file)
             return self._download("config.json", revision=revision).parent
 
+    def repository(self) -> Repository:
+        """Asked now; raises `ConnectionFailed` when the hub cannot be reached."""
+        with _hugging_face_errors(self.name):
+            revision, files = self._list()
+        if revision is None:
+            raise ConnectionFailed(f"{self.name}: Hugging Face cannot be reached")
+        home = (_endpoint() or "https://huggingface.co").rstrip("/")
+        return Repository(
+            revision, tuple(files), lambda path: f"{home}/{self.name}/resolve/{revision}/{path}", self.licence
+        )
+
+    def client(self) -> httpx2.Client:
+        """With the user's token, which is not sent on to where the hub's storage redirects."""
+        import httpx2
+        from huggingface_hub import get_token
+
+        token = get_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx2.Client(follow_redirects=True, timeout=httpx2.Timeout(30.0, read=60.0), headers=headers)
+
     def _download(self, path: str, *, revision: str | None = None, local_files_only: bool = False) -> Path:
         from huggingface_hub import hf_hub_download
 
@@ -120,6 +151,8 @@ class HuggingFace:
             info = HfApi(endpoint=_endpoint()).model_info(self.name, files_metadata=True)
         except (httpx2.TransportError, ConnectionError, TimeoutError):
             return None, []
+        card = getattr(info, "card_data", None)
+        self.licence = str((card.get("license_name") or card.get("license")) if card else "") or "not stated"
         siblings = [file for file in info.siblings or [] if is_wanted(file.rfilename)]
         return info.sha, [
             RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None) for file in siblings
@@ -178,16 +211,28 @@ class ModelScope:
         return self.folder
 
     def read_config(self) -> ModelConfig:
-        with self._client() as client:
+        with self.client() as client:
             self._fetch(client, [file for file in self._list(client) if file.path == "config.json"], None)
         return ModelConfig.from_folder(self.folder)
 
     def fetch(self, *, progress: bool | None = None) -> Path:
-        with self._client() as client:
+        with self.client() as client:
             self._fetch(client, self._list(client), progress)
         return self.folder
 
-    def _client(self) -> httpx2.Client:
+    def repository(self) -> Repository:
+        """Asked now; the hub's files carry no commit, their checksums stand for it."""
+        with self.client() as client:
+            files = self._list(client)
+        if not files:
+            raise ConnectionFailed(f"{self.name}: ModelScope cannot be reached")
+        digest = hashlib.sha256(repr(sorted((f.path, f.size, f.sha256) for f in files)).encode()).hexdigest()
+        return Repository(digest[:40], tuple(files), self._url)
+
+    def _url(self, path: str) -> str:
+        return f"{self._endpoint}/api/v1/models/{self.name}/repo?Revision=master&FilePath={path}"
+
+    def client(self) -> httpx2.Client:
         import httpx2
 
         return httpx2.Client(follow_redirects=True, timeout=httpx2.Timeout(30.0, read=60.0))
@@ -198,8 +243,7 @@ class ModelScope:
         check_space(self.folder, total)
         with progress_bar(f"downloading {self.name}", total, progress, _BAR_FROM_BYTES) as advance:
             for file in missing:
-                url = f"{self._endpoint}/api/v1/models/{self.name}/repo?Revision=master&FilePath={file.path}"
-                download(client, url, self.folder / file.path, file, advance)
+                download(client, self._url(file.path), self.folder / file.path, file, advance)
 
     def _list(self, client: httpx2.Client) -> list[RemoteFile]:
         """The repository's wanted files; none when the hub cannot be reached and an earlier run left a folder."""

@@ -14,6 +14,7 @@ import torch
 from leadline.checkpoint.generation import GenerationConfig, read_generation_config
 from leadline.checkpoint.machine import Machine, parse_bytes, read_machine
 from leadline.checkpoint.plan import BATCHED_TOKENS, Plan, make_plan, require
+from leadline.checkpoint.pull import Pulled, in_fewer_bits
 from leadline.checkpoint.quality import fill_parameters
 from leadline.checkpoint.quantise import pack_folder
 from leadline.checkpoint.quantised import Placement, is_quantised, load_block
@@ -96,7 +97,10 @@ def find_model(
     `max_model_len` None is the longest context that fits, at most the advertised one. `max_memory` bounds weights,
     cache and activations together. `quantize` is a recipe (int8, int4, mixed) for weights that are not quantised.
     """
+    recipe = None if quantize is None else check_recipe(quantize)
     source = find_source(model)
+    if recipe is not None:
+        source = in_fewer_bits(source, recipe)
     config = source.read_config()
     plan = require(
         make_plan(
@@ -113,9 +117,8 @@ def find_model(
             max_memory=None if max_memory is None else parse_bytes(max_memory),
         )
     )
-    recipe = None if quantize is None else check_recipe(quantize)
     folder = source.fetch(progress=progress)
-    if recipe is not None and is_quantised(folder):
+    if recipe is not None and is_quantised(folder) and not isinstance(source, Pulled):
         raise ConfigError(f"{folder} is quantised already; leave --quantize out", param="quantize")
     tokenizer = Tokenizer.from_folder(folder)
     check_vocabulary(folder, config, tokenizer)

@@ -163,7 +163,7 @@ def write_folder(source: Path, target: Path, config: ModelConfig, report: Report
     text = json.dumps(config_of(config, report.recipe), indent=2)
     (target / "config.json").write_text(f"{text}\n", encoding="utf-8")
     for name in COPIED:
-        if (source / name).is_file():
+        if source != target and (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     manifest = Manifest(report.recipe, model_digest(config), found, report.bits_per_weight, report.to_dict())
     write_manifest(target, manifest)

@@ -113,11 +113,20 @@ def check_folder(folder: Path, config: ModelConfig) -> tuple[Manifest, dict[str,
 
 def create_file(path: Path, wanted: Mapping[str, Region]) -> Tensor:
     """The file at its full size, and its weights as a block of bytes that are written through."""
-    header = header_bytes([Stored(name, "uint8", (region.size,)) for name, region in wanted.items()], _PAGE)
+    header = _header(wanted)
     with path.open("wb") as file:
         file.write(header)
         file.truncate(len(header) + total_bytes(wanted))
     return open_block(path, len(header), total_bytes(wanted))
+
+
+def _header(wanted: Mapping[str, Region]) -> bytes:
+    return header_bytes([Stored(name, "uint8", (region.size,)) for name, region in wanted.items()], _PAGE)
+
+
+def data_offset(wanted: Mapping[str, Region]) -> int:
+    """Where in the file the weights begin: a page's beginning."""
+    return len(_header(wanted))
 
 
 def open_block(path: Path, offset: int, size: int) -> Tensor:

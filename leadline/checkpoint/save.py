@@ -137,7 +137,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         new.chmod(0o755)  # mkdtemp's own mode would hide the model from the user's group
         yield new
-        _sync(new)
+        sync_folder(new)
         _swap(new, folder)
     except OSError as error:
         raise _write_error(folder, error) from None
@@ -168,10 +168,10 @@ def _swap(new: Path, folder: Path) -> None:
             old.rename(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    _sync(folder.parent)
+    sync_folder(folder.parent)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A rename is durable when the folder's own entries are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

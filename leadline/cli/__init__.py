@@ -38,6 +38,7 @@ VERBS = {
     "tokenizer": ("leadline.cli.tokenizer:app", "Encode, decode and train tokenizers."),
     "plan": ("leadline.cli.plan:plan", "What a model needs and what fits here, before anything is loaded."),
     "verify": ("leadline.cli.verify:verify", "Check a model folder against the golden numbers."),
+    "pull": ("leadline.cli.pull:pull", "Bring a model from a hub, in as many bits as it has or in fewer."),
     "quantize": ("leadline.cli.quantize:quantize", "A model in 8 or 4 bits, measured against the original."),
     "cache": ("leadline.cli.cache:app", "Pages of context that are kept on the disk: list, clear, pin, unpin."),
     "bench": ("leadline.cli.bench:app", "Measure how fast a model runs here: decode, prefill, batch."),
