@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from leadline.checkpoint.recipes import Recipe
-from leadline.checkpoint.regions import Piece, Region, piece_layout, pieces, place, regions
+from leadline.checkpoint.regions import Piece, Region, pieces, place, regions
 from leadline.checkpoint.safetensors import Entry
 from leadline.checkpoint.scales import quantise
 from leadline.checkpoint.weights import fill
 from leadline.model.config import ModelConfig
-from leadline.ops.cpu.layout import unpack
+from leadline.ops.cpu.layout import PANEL, unpack
+
+BLOCK_ELEMENTS = 1 << 22
+"""Of a matrix, quantised at a time: what it takes in float32 stays small beside the largest tensor."""
 
 Importance = Mapping[str, Tensor]
 """By region: the mean square of each column's input, (K,), or (E, K) for a stack."""
@@ -65,14 +68,17 @@ class Packer:
             assert isinstance(view, Tensor)
             view.copy_(piece.matrix)
             return
-        layout = piece_layout(region, piece)
-        packed = quantise(piece.matrix, layout, self._importance(piece), search=self.search)
-        place(self.block, region, piece, packed)
-        if layout.quantised:
-            exact = piece.matrix.float()
-            damage = self.damage.setdefault(region.name, Damage())
-            damage.weights += float(exact.square().sum())
-            damage.errors += float((unpack(packed) - exact).square_().sum())
+        rows = max(BLOCK_ELEMENTS // region.layout.padded_columns // PANEL, 1) * PANEL
+        importance_K = self._importance(piece)
+        for first_row in range(0, piece.matrix.shape[0], rows):
+            exact = piece.matrix[first_row : first_row + rows].float()
+            layout = dataclasses.replace(region.layout, rows=exact.shape[0])
+            packed = quantise(exact, layout, importance_K, search=self.search)
+            place(self.block, region, piece, packed, first_row)
+            if layout.quantised:
+                damage = self.damage.setdefault(region.name, Damage())
+                damage.weights += float(exact.square().sum(dtype=torch.float64))
+                damage.errors += float((unpack(packed) - exact).square_().sum(dtype=torch.float64))
 
     def _importance(self, piece: Piece) -> Tensor | None:
         found = self.importance.get(piece.region)

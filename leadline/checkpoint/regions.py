@@ -216,23 +216,16 @@ def pieces(name: str, weight: Tensor, config: ModelConfig) -> Iterator[Piece]:
         yield Piece(f"{layer}.{_PLAIN[rest]}", weight)
 
 
-def piece_layout(region: Region, piece: Piece) -> Layout:
-    """Of the piece alone: a gate or an up projection has half of the region's rows, without the pads."""
+def place(block: Tensor, region: Region, piece: Piece, packed: Packed, first_row: int = 0) -> None:
+    """Copy a packed piece, or its rows from `first_row` on, to where they belong in the block."""
     assert region.layout is not None
-    return dataclasses.replace(region.layout, rows=piece.matrix.shape[0])
-
-
-def place(block: Tensor, region: Region, piece: Piece, packed: Packed) -> None:
-    """Copy a packed piece to where it belongs in the block."""
-    assert region.layout is not None
-    size = region.layout.nbytes
+    size, panel_bytes = region.layout.nbytes, region.layout.panel_bytes
     start = region.offset + piece.index * size
-    target = block[start : start + size]
-    if piece.turn is None:
-        target.copy_(packed.data)
-    else:
-        turns: Tensor = target.view(-1, 2, region.layout.panel_bytes)
-        turns[:, piece.turn] = packed.data.view(-1, region.layout.panel_bytes)
+    panels: Tensor = block[start : start + size].view(-1, panel_bytes)
+    if piece.turn is not None:
+        panels = panels.view(-1, 2, panel_bytes)[:, piece.turn]
+    first = first_row // PANEL
+    panels[first : first + packed.layout.panels] = packed.data.view(-1, panel_bytes)
 
 
 def originals(weights: Weights, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
