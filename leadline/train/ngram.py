@@ -3,7 +3,8 @@
 Interpolated modified Kneser-Ney (Chen and Goodman, 1998): the highest order counts occurrences, each lower order counts
 in how many different contexts an n-gram was seen, and three discounts an order are estimated from the counts of counts.
 Every document is one sequence: contexts never reach over its BOS. An n-gram is packed into one 64-bit key, so that
-counting is sorting.
+counting is sorting. Where that is one bit short, as with five tokens of 13 bits, the upper half of the vocabulary (the
+late merges of a BPE, the rare tokens) counts as one token in the oldest place, and only there.
 
 The invariant: for every context the probabilities over the whole vocabulary sum to 1.
 """
@@ -51,10 +52,13 @@ class NGramModel:
 
 def pack(ids: Ids, starts: Ints, order: int, bits: int) -> Keys:
     """The n-gram that ends at every token but the documents' first; before a document stands its BOS, repeated."""
+    oldest = (1 << min(bits, 64 - (order - 1) * bits)) - 1
     position = np.arange(len(ids)) - np.repeat(starts[:-1], np.diff(starts))
     keys = np.zeros(len(ids), dtype=np.uint64)
     for back in range(order - 1, -1, -1):
         token = ids[np.arange(len(ids)) - np.minimum(back, position)]
+        if back == order - 1:
+            token = np.minimum(token, oldest)
         keys = (keys << np.uint64(bits)) | token.astype(np.uint64)
     return np.asarray(keys[position > 0])
 
@@ -62,7 +66,7 @@ def pack(ids: Ids, starts: Ints, order: int, bits: int) -> Keys:
 def train_ngram(ids: Ids, starts: Ints, *, order: int, vocab_size: int) -> NGramModel:
     """Count and discount; `starts` are the documents' starts and the end, as in a shard's index."""
     bits = max(1, (vocab_size - 1).bit_length())
-    if order * bits > 64:
+    if order * bits > 65:
         raise DataError(f"{order} tokens of {bits} bits do not fit a key of 64 bits; take a lower order")
     grams, counts = np.unique(pack(ids, starts, order, bits), return_counts=True)
     levels = [make_level(grams, counts, bits)]
@@ -107,7 +111,7 @@ def probabilities(model: NGramModel, grams: Keys) -> Floats:
     """p(last token | the tokens before it) for packed n-grams of the model's order."""
     p = np.full(len(grams), 1.0 / model.vocab_size)
     for size, level in enumerate(model.levels, start=1):
-        gram = grams & np.uint64((1 << size * model.bits) - 1)
+        gram = grams & np.uint64((1 << min(size * model.bits, 64)) - 1)
         seen = look_up(level.grams, level.discounted, gram, 0.0)
         p = seen + look_up(level.contexts, level.backoff, gram >> np.uint64(model.bits), 1.0) * p
     return p

@@ -6,6 +6,7 @@ equations and transformers in tests/model.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import leadline.train.loss
 from leadline.ops.attention import expanded_attention
 from leadline.ops.dispatch import OPS, Op
 from leadline.ops.experts import grouped_ffn, grouped_ffn_on_gpu, routed_experts, routed_experts_on_gpu
+from leadline.ops.latent import PackedLatents
 from leadline.ops.norm import rms_norm
 from tests.ops.cases import CASES, Case
 from tests.ops.compare import TOLERANCE, difference
@@ -141,7 +143,13 @@ def test_what_a_gpu_does_with_experts_on_a_cpu(
 
 
 def on_gpu(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.cuda() if isinstance(a, Tensor) else a for a in arguments)
+    return tuple(map(_on_gpu, arguments))
+
+
+def _on_gpu(argument: Any) -> Any:
+    if isinstance(argument, PackedLatents):
+        return dataclasses.replace(argument, pages_PB=argument.pages_PB.cuda())
+    return argument.cuda() if isinstance(argument, Tensor) else argument
 
 
 GPU_TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: TOLERANCE[torch.bfloat16]}

@@ -65,6 +65,26 @@ def test_copies_count_once() -> None:
     assert (ids.tolist(), starts.tolist()) == ([BOS, 2, 3, EOS, BOS, 4, EOS], [0, 4, 7])
 
 
+def test_rare_tokens_are_one_in_the_oldest_place_where_a_key_is_a_bit_short() -> None:
+    ids, starts = shard([[8000, 2, 3, 4, 5], [5000, 2, 3, 4, 6], [40, 2, 3, 4, 7]])
+    keys = pack(ids, starts, 5, 13)
+    oldest = (keys >> np.uint64(52)).tolist()
+    assert sorted(set(oldest)) == [BOS, 2, 40, 4095]
+    model = train_ngram(ids, starts, order=5, vocab_size=8192)
+
+    def predicted(context: list[int]) -> np.ndarray:
+        grams = np.arange(8192, dtype=np.uint64)
+        for back, token in enumerate(reversed(context), 1):
+            grams |= np.uint64(token << 13 * back)
+        return probabilities(model, grams)
+
+    rare, common = predicted([4095, 2, 3, 4]), predicted([40, 2, 3, 4])
+    assert rare.sum() == pytest.approx(1.0)
+    assert common.sum() == pytest.approx(1.0)
+    assert rare[5] == pytest.approx(rare[6])
+    assert common.argmax() == 7
+
+
 def test_a_key_must_fit() -> None:
     with pytest.raises(DataError, match="lower order"):
         train_ngram(*shard([[2]]), order=5, vocab_size=1 << 15)
