@@ -118,18 +118,19 @@ def reset(email: str, /, *, store: StoreOptions = STORE) -> None:
 
 
 @app.command
-def key(email: str, /, *, name: str = "", store: StoreOptions = STORE) -> None:
+def key(email: str, /, *, name: str = "", control_tokens: bool = False, store: StoreOptions = STORE) -> None:
     """Make an API key for a user and print it.
 
     Args:
         email: The user's address.
         name: What the key is called in lists.
+        control_tokens: Prompts may have control tokens, as those of another leadline have (--engine-url).
     """
     from leadline.server import accounts, keys
 
     async def work(connection: AsyncConnection, opened: Store) -> str:
         row = await _user(connection, email)
-        spec = keys.KeySpec(name=name[:100])
+        spec = keys.KeySpec(name=name[:100], control_tokens=control_tokens)
         made, secret = await keys.create_key(connection, opened.secrets, row.id, spec, opened.now())
         await accounts.note(connection, "key", f"user:{row.id}", now=opened.now(), key=made.id)
         return secret

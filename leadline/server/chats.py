@@ -223,6 +223,13 @@ async def add_message(connection: AsyncConnection, chat: Row[Any], number: int, 
     return made
 
 
+async def add_messages(connection: AsyncConnection, chat: Row[Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Many that have ended, each under its own number, at once."""
+    if rows:
+        await connection.execute(insert(messages), [{**_EMPTY, **row, "chat_id": chat.id} for row in rows])
+        await search.index_all(connection, await messages_of(connection, chat.id), chat.user_id)
+
+
 async def update_message(connection: AsyncConnection, message_id: int, **values: Any) -> Row[Any]:
     changed = update(messages).where(messages.c.id == message_id).values(values)
     row: Row[Any] = (await connection.execute(changed.returning(messages))).one()

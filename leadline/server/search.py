@@ -38,10 +38,14 @@ def terms(query: str) -> list[str]:
 
 async def index(connection: AsyncConnection, message: Row[Any], user_id: int) -> None:
     """Put a message's words where its row's are, or in the place of what they were."""
+    await index_all(connection, [message], user_id)
+
+
+async def index_all(connection: AsyncConnection, rows: Sequence[Row[Any]], user_id: int) -> None:
     if connection.dialect.name != "sqlite":
         return
-    row = {"id": message.id, "owner": _owner(user_id), "words": words(message.content)}
-    await connection.execute(text("REPLACE INTO search (rowid, owner, words) VALUES (:id, :owner, :words)"), row)
+    values = [{"id": row.id, "owner": _owner(user_id), "words": words(row.content)} for row in rows]
+    await connection.execute(text("REPLACE INTO search (rowid, owner, words) VALUES (:id, :owner, :words)"), values)
 
 
 async def forget(connection: AsyncConnection, chat_ids: Sequence[int]) -> None:

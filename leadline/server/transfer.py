@@ -19,11 +19,11 @@ from leadline.errors import InvalidRequest
 from leadline.server import chats
 from leadline.server.chats import COPIED, Mode
 from leadline.server.conversation import wording
-from leadline.server.money import MOST, format_money, parse_money
+from leadline.server.money import format_money, parse_money
 from leadline.server.schemas import Count, Number, Schema
 
 FORMAT = 1
-MOST_CHATS, MOST_MESSAGES = 10_000, 100_000
+MOST_CHATS, MOST_MESSAGES = 10_000, 20_000  # of one import, during which nobody else can write
 
 _CHAT = (*chats.SHOWN, "last")
 _TREE = ("number", "parent", "created")
@@ -130,6 +130,8 @@ def file_name(title: str, suffix: str) -> str:
 
 async def imported(connection: AsyncConnection, user_id: int, given: Export, now: int) -> list[Row[Any]]:
     """New chats of this user's; all of them or none."""
+    if sum(len(chat.messages) for chat in given.chats) > MOST_MESSAGES:
+        raise InvalidRequest(f"at most {MOST_MESSAGES} messages at a time; import the chats in parts", param="chats")
     for number, chat in enumerate(given.chats):
         _check_tree(chat, f"chats.{number}")
     return [await _import(connection, user_id, chat, now) for chat in given.chats]
@@ -139,18 +141,10 @@ async def _import(connection: AsyncConnection, user_id: int, given: ExportedChat
     values = given.model_dump(exclude={"messages", "title", "title_by", "created", "updated"})
     last = max((each.number for each in given.messages), default=0)
     chat = await chats.create(connection, user_id, now, **{**values, "last": max(given.last, last)})
-    for each in given.messages:
-        fields = {name: getattr(each, name) for name in ("parent", *COPIED) if name not in ("attachments", "error")}
-        fields["attachments"] = [attachment.model_dump() for attachment in each.attachments]
-        fields["error"] = each.error.model_dump() if each.error else None
-        fields["cost"] = _cost(each.cost)
-        await chats.add_message(connection, chat, each.number, each.created, **fields)
+    rows = [{**each.model_dump(), "cost": parse_money(each.cost, "cost")} for each in given.messages]
+    await chats.add_messages(connection, chat, rows)
     kept = {"title": given.title, "title_by": given.title_by, "created": given.created, "updated": given.updated}
     return await chats.change(connection, chat.id, **kept)
-
-
-def _cost(text: str) -> int:
-    return min(parse_money(text, "cost"), MOST)
 
 
 def _check_tree(chat: ExportedChat, where: str) -> None:

@@ -197,9 +197,8 @@ def check_messages(
         bill = bills[answer.request_id]
         assert answer.status in ("done", "stopped"), (answer, bill)
         assert (answer.cost, answer.completion_tokens) == (bill.amount, bill.completion_tokens)
-        said = [script[place % len(script)] for place in range(answer.completion_tokens)]
-        if answer.finish_reason != "stop":
-            assert tokenizer.decode(said).removeprefix(" ") == answer.content, "the tokens stored are the tokens billed"
+        said = tokenizer.decode([*script, tokenizer.eos_id][: answer.completion_tokens], skip_special_tokens=True)
+        assert said.removeprefix(" ") == answer.content, "the tokens stored are the tokens billed"
         names[f"{answer.token}/{answer.number}"] = answer.request_id
     return {names.get(name, name): state for name, state in seen.items()}
 

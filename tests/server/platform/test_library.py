@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from typing import Any
 
 import httpx2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from leadline.server import search
+from leadline.server import chats, search
 from leadline.server.chats import first_words
 from tests.server.platform.site import PASSWORD, Site
 from tests.server.platform.talk import Person
@@ -77,6 +81,46 @@ def test_what_is_deleted_is_not_found(person: Person) -> None:
     assert found(person, "quicksand") == []
     person.post(f"/chats/{chat}/restore")
     assert found(person, "quicksand") == [None, 1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=40), st.lists(st.text(alphabet='ab"*()水-:^ \0', max_size=12), min_size=1, max_size=4))
+def test_no_query_is_an_error_of_the_index(content: str, queries: list[str]) -> None:
+    """And a text is found by itself."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as index:
+        index.execute(
+            "CREATE VIRTUAL TABLE search USING fts5(owner, words, tokenize = 'unicode61 remove_diacritics 2')"
+        )
+        index.execute("INSERT INTO search VALUES (?, ?)", (search._owner(1), search.words(content)))
+        for query in [*queries, content]:
+            if terms := search.terms(query):
+                expression = search._expression(1, terms)
+                index.execute("SELECT rowid FROM search WHERE search MATCH ?", (expression,)).fetchall()
+                assert "".join(piece for piece, _ in search.snippet(content, query)).strip("…") in content
+
+
+def test_what_nobody_touches_is_forgotten_after_the_retention(site: Site, person: Person) -> None:
+    kept, old, deleted = person.chat(title="kept"), person.chat(), person.chat()
+    person.ask(old, "whirlpool")
+    share = person.post(f"/chats/{old}/shares", {}, 201)
+    person.patch(f"/chats/{kept}", {"pinned": True})
+    person.delete(f"/chats/{deleted}")
+
+    def purge(seconds: int, retention: int | None) -> None:
+        site.work(lambda connection, store: chats.purge(connection, store.now() + seconds, retention))
+
+    purge(0, None)
+    assert person.post(f"/chats/{deleted}/restore")["id"] == deleted
+    person.delete(f"/chats/{deleted}")
+    purge(chats.RESTORE_SECONDS + 1, 3600)
+    person.post(f"/chats/{deleted}/restore", {}, 404)
+    assert person.get(f"/chats/{old}")["messages"] != []
+    purge(3601, 3600)
+    person.get(f"/chats/{old}", 404)
+    assert person.get(f"/chats/{kept}")["title"] == "kept"
+    assert found(person, "whirlpool") == []
+    assert person.get(f"/shared/{share['path'].removeprefix('/s/')}")["messages"][0]["content"] == "whirlpool"
+    assert site.count("chats", person.id) == 1
 
 
 def exported_chat(count: int) -> dict[str, Any]:
