@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import statistics
@@ -97,11 +98,14 @@ class Transformers:
         self.model.eval()
         self.name = f"transformers ({self.model.config._experts_implementation} experts)"
         self.cache = DynamicCache(config=config)
+        known = inspect.signature(self.model.forward).parameters
+        self.cache_argument = "cache" if "cache" in known else "past_key_values"  # before transformers 5.24
 
     def step(self, ids_T: Tensor, done: int) -> Tensor:
         if done == 0:
             self.cache = DynamicCache(config=self.model.config)
-        reply = self.model(input_ids=ids_T[None], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        options = {self.cache_argument: self.cache, "use_cache": True, "logits_to_keep": 1}
+        reply = self.model(input_ids=ids_T[None], **options)
         logits_V: Tensor = reply.logits[0, -1]
         return logits_V
 

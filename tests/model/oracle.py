@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,12 @@ NARROW_LITE = dataclasses.replace(TINY_LITE, **LONG)
 
 WIDE_LITE = dataclasses.replace(V2_LITE, num_hidden_layers=2, vocab_size=512, bos_token_id=0, eos_token_id=1)
 """V2-Lite's own widths: one dense layer and one of 64 experts."""
+
+
+def cache_argument(oracle: Any) -> str:
+    """What transformers calls its cache: 5.24 gave it another name."""
+    return "cache" if "cache" in inspect.signature(oracle.forward).parameters else "past_key_values"
+
 
 BLOCK = (1 << 22) - 3
 """Larger tensors repeat a random block of this odd length, so that no two rows agree: seconds less at full width."""

@@ -19,6 +19,7 @@ from tests.model.oracle import (
     OFFSETS,
     WIDE_LITE,
     build,
+    cache_argument,
     expanded,
     paged,
     relative_error,
@@ -50,14 +51,15 @@ def test_float32_logits_are_transformers_at_every_position(config: ModelConfig, 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_decode_over_pages_is_transformers_decode_over_its_cache(config: ModelConfig) -> None:
+    from transformers import DynamicCache
+
     model, tokens = build(config), sample_tokens(config, 24)
     oracle = transformers_of(model)
-    cache, past, expected = PagedCache(config, 1, dtype=torch.float32), None, []
+    cache, past = PagedCache(config, 1, dtype=torch.float32), DynamicCache(config=oracle.config)
     with torch.no_grad():
         for done, count in [(0, 16), *((i, 1) for i in range(16, 24))]:
             step = tokens[done : done + count]
-            reply = oracle(input_ids=step[None], past_key_values=past, use_cache=True)
-            past, expected = reply.past_key_values, reply.logits[0]
+            expected = oracle(input_ids=step[None], use_cache=True, **{cache_argument(oracle): past}).logits[0]
             logits = model(step, ForwardBatch.paged(cache, [done], [count], [[0]])).logits
             assert relative_error(logits, expected) < 1e-4
 
