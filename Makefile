@@ -20,13 +20,14 @@ SHELL  = /bin/sh
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 PROBE_SECONDS = 5
 
-.PHONY: help setup serve chat test test-slow gpu lint docs web clean
+.PHONY: help setup serve chat test test-slow browser screenshots gpu lint docs web clean
 
 help:
 	@echo "make serve      set up and serve website and API on 127.0.0.1:$(PORT)   MODEL=folder-or-hub-id QUANTIZE=int4 PORT=n ARGS='...'"
 	@echo "make chat       set up and chat in the terminal              MODEL=folder-or-hub-id ARGS='...'"
 	@echo "make test       set up and run the tests                     ARGS='-k name'"
 	@echo "make test-slow  kills, loads, soaks, full-width shapes; writes benchmarks/test-slow.txt"
+	@echo "make browser    the website's tests, in a Chromium that is installed"
 	@echo "make gpu        the tests that need a GPU"
 	@echo "make lint       ruff, formatting, types"
 	@echo "make docs       write docs/cli.md anew"
@@ -50,6 +51,13 @@ test-slow: $(STAMP)-test
 	@mkdir -p benchmarks; status=0; \
 	$(PYTHON) -m pytest -m slow -ra --durations=0 $(ARGS) > benchmarks/test-slow.txt 2>&1 || status=$$?; \
 	cat benchmarks/test-slow.txt; exit $$status
+
+# A Chromium of the system's (Debian's `chromium`, or CHROMIUM=/path/to/one): none is downloaded.
+browser: $(STAMP)-test
+	@$(PYTHON) -m pytest -m browser -ra $(ARGS)
+
+screenshots: $(STAMP)-test
+	@$(PYTHON) -m tests.e2e.screenshots
 
 gpu: $(STAMP)-test
 	@$(PYTHON) -m pytest -m gpu -ra $(ARGS)
@@ -109,5 +117,5 @@ $(STAMP)-app: $(STAMP)-torch pyproject.toml
 	$(PIP) install --quiet -e ".[$$extras]" && touch $@
 
 $(STAMP)-test: $(STAMP)-app
-	@echo "leadline: downloading what the tests need, about 120 MB"; \
+	@echo "leadline: downloading what the tests need, about 170 MB"; \
 	$(PIP) install --quiet -e ".[test]" && touch $@

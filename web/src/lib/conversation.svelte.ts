@@ -347,6 +347,7 @@ export class Conversation {
     this.running = null
     const message = this.find(id)
     if (message?.status === 'running') message.status = status
+    if (message) this.finished = message
     void session.loadBalance()
   }
 
