@@ -1,6 +1,6 @@
 """`make screenshots`: three pages in two themes and two languages, into docs/screenshots/.
 
-The chat, the usage page and, on a phone, the beginning of a chat. An engine without a model says what is in the pictures,
+The chat, the usage page and, on a phone, the beginning of a chat. An engine without a model says what is in them,
 so that they are the same for everyone; sizes are kept small by a palette of 128 colours.
 """
 
