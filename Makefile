@@ -28,6 +28,7 @@ help:
 	@echo "make test       set up and run the tests                     ARGS='-k name'"
 	@echo "make test-slow  kills, loads, soaks, full-width shapes; writes benchmarks/test-slow.txt"
 	@echo "make browser    the website's tests, in a Chromium that is installed"
+	@echo "make screenshots  pictures of the website into docs/screenshots/"
 	@echo "make gpu        the tests that need a GPU"
 	@echo "make lint       ruff, formatting, types"
 	@echo "make docs       write docs/cli.md anew"

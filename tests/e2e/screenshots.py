@@ -1,12 +1,12 @@
 """`make screenshots`: three pages in two themes and two languages, into docs/screenshots/.
 
 The chat, the usage page and, on a phone, the beginning of a chat. An engine without a model says what is in them,
-so that they are the same for everyone; sizes are kept small by a palette of 128 colours.
+so that they are the same for everyone; sizes are kept small by a palette of 256 colours.
 """
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import random
 import tempfile
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from tests.server.platform.site import Site
 from tests.source import ROOT
 
 FOLDER = ROOT / "docs/screenshots"
-COLOURS = 128
+COLOURS = 256
 
 CHINESE = """ **测深索**是水手用来测量水深的绳索。
 
@@ -68,7 +68,7 @@ def answers(tokenizer: Tokenizer) -> Callable[[EngineRequest, int], str]:
 def used(site: Site, user_id: int) -> None:
     """A month of usage, as a small program would have made it."""
     draw = random.Random(4)
-    today = datetime.datetime.now(datetime.UTC).date()
+    today = dt.datetime.now(dt.UTC).date()
 
     async def write(connection: Any, store: Store) -> None:
         for ago in range(29):
@@ -77,7 +77,7 @@ def used(site: Site, user_id: int) -> None:
             row = {
                 "request_id": f"chatcmpl-example-{user_id}-{ago}",
                 "user_id": user_id,
-                "day": str(today - datetime.timedelta(ago)),
+                "day": str(today - dt.timedelta(ago)),
                 "model": "fake",
                 "price_id": 1,
                 "cached_tokens": cached,
@@ -97,7 +97,9 @@ def keep(visitor: Visitor, name: str) -> None:
     path = FOLDER / f"{name}.png"
     visitor.page.screenshot(path=path)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
 
 
 def take(browser: Browser, site: Site, language: str, theme: str) -> None:
@@ -109,6 +111,7 @@ def take(browser: Browser, site: Site, language: str, theme: str) -> None:
         someone.page.locator("input[type=email]").fill(f"ada.{language}.{theme}@example.org")
         someone.page.locator("input[type=password]").fill("four fathoms and a half")
         someone.page.locator("button[type=submit]").click()
+        expect(someone.composer).to_be_visible()
         for talk in TALKS[language]:
             someone.open("/")
             someone.say(talk)
