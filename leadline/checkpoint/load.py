@@ -13,14 +13,15 @@ import torch
 
 from leadline.checkpoint.generation import GenerationConfig, read_generation_config
 from leadline.checkpoint.machine import Machine, parse_bytes, read_machine
+from leadline.checkpoint.pack import read_bytes
 from leadline.checkpoint.plan import BATCHED_TOKENS, Plan, make_plan, require
 from leadline.checkpoint.pull import Pulled, in_fewer_bits
 from leadline.checkpoint.quality import fill_parameters
 from leadline.checkpoint.quantise import pack_folder
-from leadline.checkpoint.quantised import Placement, is_quantised, load_block
+from leadline.checkpoint.quantised import Placement, is_quantised, load_block, read_manifest
 from leadline.checkpoint.recipes import Recipe, check_recipe
-from leadline.checkpoint.regions import Weights, originals
-from leadline.checkpoint.source import find_source
+from leadline.checkpoint.regions import Weights, originals, regions, total_bytes
+from leadline.checkpoint.source import Folder, Source, find_source
 from leadline.checkpoint.weights import allocate, load_weights
 from leadline.errors import CheckpointError, ConfigError
 from leadline.model.config import ModelConfig
@@ -90,12 +91,14 @@ def find_model(
     max_num_batched_tokens: int = BATCHED_TOKENS,
     cache_dtype: str = "auto",
     quantize: str | None = None,
+    in_kernel_layout: bool = False,
     progress: bool | None = None,
 ) -> FoundModel:
     """Find, plan, check, download.
 
     `max_model_len` None is the longest context that fits, at most the advertised one. `max_memory` bounds weights,
     cache and activations together. `quantize` is a recipe (int8, int4, mixed) for weights that are not quantised.
+    `in_kernel_layout`: quantised weights will run as they are, and only they need memory.
     """
     recipe = None if quantize is None else check_recipe(quantize)
     source = find_source(model)
@@ -115,6 +118,7 @@ def find_model(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_memory=None if max_memory is None else parse_bytes(max_memory),
+            packed=_packed_bytes(source, config, recipe) if in_kernel_layout else None,
         )
     )
     folder = source.fetch(progress=progress)
@@ -124,6 +128,16 @@ def find_model(
     check_vocabulary(folder, config, tokenizer)
     generation = read_generation_config(folder).with_eos(tokenizer.eos_id)
     return FoundModel(config, tokenizer, generation, source.name, folder, plan, recipe)
+
+
+def _packed_bytes(source: Source, config: ModelConfig, recipe: Recipe | None) -> tuple[int, int] | None:
+    """Of quantised weights: all, and what a token reads; None for others. Asks no hub."""
+    if isinstance(source, Folder) and is_quantised(source.path):
+        recipe = read_manifest(source.path, config).recipe
+    if recipe is None:
+        return None
+    found = regions(config, recipe)
+    return total_bytes(found), read_bytes(found, config)
 
 
 def torch_model(found: FoundModel, *, placement: Placement = "auto", progress: bool | None = None) -> DeepseekV2:

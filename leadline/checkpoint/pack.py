@@ -100,15 +100,21 @@ def bits_per_weight(found: Mapping[str, Region]) -> float:
 
 
 def active_bits(found: Mapping[str, Region], config: ModelConfig) -> float:
-    """Bits a weight of what one token reads: the chosen experts, no embedding."""
-    read = weights = 0.0
-    for name, region in found.items():
-        if name == "embed":
-            continue
-        share = config.num_experts_per_tok / region.count if ".experts_" in name else 1.0
-        read += region.nbytes * share
-        weights += region.parameters * share
-    return read * 8 / weights
+    """Bits a weight of what one token reads."""
+    weights = sum(region.parameters * _share(region, config) for region in found.values())
+    return read_bytes(found, config) * 8 / weights
+
+
+def read_bytes(found: Mapping[str, Region], config: ModelConfig) -> int:
+    """What one token reads."""
+    return int(sum(region.nbytes * _share(region, config) for region in found.values()))
+
+
+def _share(region: Region, config: ModelConfig) -> float:
+    """The chosen experts, no embedding."""
+    if region.name == "embed":
+        return 0.0
+    return config.num_experts_per_tok / region.count if ".experts_" in region.name else 1.0
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -104,18 +104,22 @@ def make_plan(
     max_memory: int | None = None,
     max_num_batched_tokens: int = BATCHED_TOKENS,
     bandwidth: float | None = None,
+    packed: tuple[int, int] | None = None,
 ) -> Plan:
     """The sizes of this model on this machine. It may say that the model does not fit: see `require`.
 
     `reference` is what another program finds the model under, if not `name`. `concurrency` sequences must fit at full
-    length; `max_num_seqs` of them get cache as far as there is room.
+    length; `max_num_seqs` of them get cache as far as there is room. `packed` are the bytes of quantised weights, all
+    and what a token reads, where they run as they are.
     """
     _check_options(config, context, concurrency)
     device = choose_device(config, machine, device, dtype)
     dtype = choose_dtype(config, device, dtype)
     cache_dtype = choose_cache_dtype(config, dtype, cache_dtype)
     budget, reason = _budget(machine, device, max_memory)
-    weights, row = config.parameters() * DTYPE_BYTES[dtype], config.cache_bytes_per_token(cache_dtype)
+    plain = config.parameters() * DTYPE_BYTES[dtype], _decode_parameters(config) * DTYPE_BYTES[dtype]
+    weights, decode = plain if packed is None or device != "cpu" else packed
+    row = config.cache_bytes_per_token(cache_dtype)
     fixed, per_token = activation_bytes(config, dtype, max_num_batched_tokens, max(concurrency, max_num_seqs))
     advertised = advertised_context(config, name)
     room = max(0, budget - weights - fixed) // (row * concurrency + per_token)
@@ -137,7 +141,7 @@ def make_plan(
         cache_tokens=_cache_tokens(length, spare, concurrency, max_num_seqs),
         budget=budget,
         budget_reason=reason,
-        decode_bytes=_decode_parameters(config) * DTYPE_BYTES[dtype],
+        decode_bytes=decode,
         bandwidth=bandwidth or _gpu_bandwidth(machine, device),
     )
     wanted = context if context is not None else min(MIN_CONTEXT, advertised)

@@ -16,6 +16,7 @@ from leadline.ops.cpu import native
 from leadline.ops.cpu.layout import Packed, unpack
 
 BOUND_TYPES = ("float32", "bfloat16")
+UNBOUND_CACHES = (*PACKED, "float16")
 
 
 def bind(
@@ -38,7 +39,7 @@ def bind(
 def runs(found: FoundModel, isa: str | None = None) -> bool:
     """Whether the kernels can run this model as it is planned."""
     plan = found.plan
-    plain = plan.cache_dtype not in (*PACKED, "float16")
+    plain = plan.cache_dtype not in UNBOUND_CACHES
     here = native.choose(isa) is not None and plan.device == "cpu"
     return here and found.config.is_mla and plan.dtype in BOUND_TYPES and plain
 

@@ -11,12 +11,13 @@ from leadline.checkpoint.load import find_model
 from leadline.checkpoint.machine import parse_bytes
 from leadline.checkpoint.plan import Plan
 from leadline.checkpoint.quantised import Placement
-from leadline.engine.bind import bind
+from leadline.engine.bind import UNBOUND_CACHES, bind
 from leadline.engine.engine import Engine, EngineConfig
 from leadline.engine.grammar import GrammarProvider
 from leadline.engine.scheduler import SchedulerConfig
 from leadline.engine.store import LIMIT_BYTES, TTL_SECONDS, default_root
 from leadline.errors import ConfigError
+from leadline.ops.cpu import native
 from leadline.tokenizer import Tokenizer
 
 DAY = 24 * 3600.0
@@ -77,6 +78,7 @@ def load_engine(
         max_num_batched_tokens=max_num_batched_tokens,
         cache_dtype=kv_cache_dtype,
         quantize=quantize,
+        in_kernel_layout=native.choose(isa) is not None and kv_cache_dtype not in UNBOUND_CACHES,
         progress=progress,
     )
     config = EngineConfig(

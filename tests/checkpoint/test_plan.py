@@ -11,7 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from leadline.checkpoint.machine import GIB, Gpu, Machine
+from leadline.checkpoint.pack import read_bytes
 from leadline.checkpoint.plan import Plan, advertised_context, choose_dtype, make_plan, require
+from leadline.checkpoint.regions import regions, total_bytes
 from leadline.errors import ConfigError, ResourceError
 from leadline.model.config import SMALL, V2, V2_5, V2_LITE
 from tests.fixtures import TINY_V2
@@ -170,3 +172,16 @@ def test_a_plan_prints_as_json() -> None:
     assert raw["fits"] is True
     assert raw["total_bytes"] == raw["weight_bytes"] + raw["cache_bytes"] + raw["activation_bytes"]
     assert isinstance(make_plan(SMALL, LAPTOP), Plan)
+
+
+def test_quantised_weights_are_what_is_planned_where_they_run_as_they_are() -> None:
+    """V2-Lite in int4 fits 24 GB with its whole advertised context, which bf16 does not."""
+    found = regions(V2_LITE, "int4")
+    packed = total_bytes(found), read_bytes(found, V2_LITE)
+    machine = Machine(22 << 30, "free memory")
+    plan = make_plan(V2_LITE, machine, dtype="bfloat16", packed=packed, bandwidth=37e9)
+    assert plan.fits
+    assert plan.weight_bytes == total_bytes(found) == pytest.approx(9.19e9, rel=0.01)
+    assert plan.decode_bytes == pytest.approx(1.43e9, rel=0.02)
+    assert plan.tokens_per_second == pytest.approx(26, abs=1)
+    assert not make_plan(V2_LITE, machine, dtype="bfloat16").fits
