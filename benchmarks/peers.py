@@ -1,0 +1,223 @@
+"""leadline beside llama.cpp and ik_llama.cpp on a CPU: random weights of the V2-Lite shape, whole, in 4 bits.
+
+    python benchmarks/peers.py prepare --gguf-python ENV/bin/python --home DIR
+    python benchmarks/peers.py run --home DIR --llama ENV/bin/python [--ik ENV2/bin/python] --rounds 3
+
+`prepare` writes each engine's own format tensor by tensor: no bf16 model is ever on the disk or in memory. `run` starts
+every engine in every round, in turns, each alone in memory, so that a change of the machine's mood meets all alike.
+What is timed is a pass of the model over random ids: prefill from an empty cache to the last token's logits; decode one
+token at a time. Memory bandwidth and matrix rate are measured in the same rounds. "Bound" is that bandwidth over the
+bytes that a token really reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe
+
+HERE = Path(__file__).parent
+THREADS = 2
+PREFILL, LONG_PREFILL = [128, 512], [2048]
+DECODE = [(128, 24, 1), (128, 8, 16)]
+LONG_DECODE = [(2048, 16, 1)]
+
+TEMPLATE = """\
+# On a CPU, beside its peers
+
+Random weights of the V2-Lite shape, 27 layers, 4 bits ({bits:.2f} bits a weight of what leadline reads for a token,
+scales counted; Q4_0 is 4.5, its attn_k_b Q5_0), {threads} threads, {rounds} rounds in turns, each engine alone in
+memory. Medians over the rounds, in brackets their range; tokens a second. The ratio is to the fastest of the others.
+
+Machine: {cpu}, {isa}, {cores} cores, {memory_gib} GiB; {system}, Python {python}, torch {torch}, leadline {leadline};
+llama-cpp-python {llama}. Measured in the same rounds: memory read {read:.1f} GB/s with {threads} threads, bf16 GEMM
+{gemm:.2f} TFLOP/s.
+
+| case | {engines} | leadline is |
+|---|{rule}---:|
+{rows}
+
+Decode's bound at {read:.1f} GB/s is {bound:.1f} tokens/s for leadline's {megabytes:,.0f} MB a token: it reaches
+{share:.0%} of it at context 128.
+
+| | {engines} |
+|---|{rule}
+| load, seconds | {loads} |
+| resident memory, GiB | {memory} |
+
+{notes}`benchmarks/peers.py` makes this table.
+"""
+
+
+def prepare(home: Path, python: Path) -> None:
+    """The GGUF file and the quantised folder, where they are not there yet."""
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "lite.gguf").is_file():
+        subprocess.run([python, HERE / "peers_gguf.py", home / "lite.gguf"], check=True)
+    if not (home / "leadline" / "leadline.json").is_file():
+        from peers_leadline import write_random_folder
+
+        write_random_folder(home / "leadline")
+
+
+def limits() -> dict[str, float]:
+    """GB/s that all threads read together, and TFLOP/s of a large bf16 product."""
+    blocks = [torch.ones(1 << 27, dtype=torch.int64) for _ in range(THREADS)]
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(THREADS) as pool:
+        seconds = min(_timed(lambda: list(pool.map(torch.sum, blocks))) for _ in range(3))
+    torch.set_num_threads(THREADS)
+    left, right = torch.randn(2048, 4096).bfloat16(), torch.randn(4096, 2048).bfloat16()
+    product = min(_timed(lambda: left @ right) for _ in range(3))
+    return {"read": THREADS * 8 * (1 << 27) / seconds / 1e9, "gemm": 2 * 2048 * 4096 * 2048 / product / 1e12}
+
+
+def _timed(work: Any) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def measure(name: str, options: argparse.Namespace, long: bool) -> dict[str, Any]:
+    """One engine's cases in a process of its own."""
+    case: dict[str, Any] = {
+        "threads": THREADS,
+        "context": 4096,
+        "sequences": 16,
+        "prefill": PREFILL + (LONG_PREFILL if long else []),
+        "decode": DECODE + (LONG_DECODE if long else []),
+        "mmap": True,
+    }
+    home: Path = options.home
+    if name == "leadline":
+        command = [sys.executable, HERE / "peers_leadline.py", home / "leadline"]
+    else:
+        python, module = (options.llama, "llama_cpp") if name == "llama.cpp" else (options.ik, "ik_llama_cpp")
+        command = [python, HERE / "peers_llama.py", module, home / "lite.gguf"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+    done = subprocess.run([*command, json.dumps(case)], env=environment, capture_output=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr.decode(errors='replace')[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def engines(options: argparse.Namespace) -> list[str]:
+    return ["leadline"] + (["llama.cpp"] if options.llama else []) + (["ik_llama.cpp"] if options.ik else [])
+
+
+def run_round(options: argparse.Namespace, number: int) -> dict[str, Any]:
+    names = engines(options)
+    turn = names[number % len(names) :] + names[: number % len(names)]
+    found: dict[str, Any] = {"limits": limits(), "load": os.getloadavg()[0]}
+    for name in turn:
+        print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
+        found[name] = measure(name, options, long=number == 0)
+    return found
+
+
+def run(options: argparse.Namespace) -> None:
+    """Rounds are kept as they come: a run that is cut off, or measures in several sittings, is continued."""
+    raw = options.output.with_suffix(".rounds.json")
+    rounds = json.loads(raw.read_text()) if raw.is_file() else []
+    for number in range(len(rounds), options.rounds):
+        rounds.append(run_round(options, number))
+        raw.write_text(json.dumps(rounds, indent=1))
+    write(options, rounds)
+
+
+def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
+    names = [name for name in ("leadline", "llama.cpp", "ik_llama.cpp") if name in rounds[0]]
+    rates = {
+        name: {
+            case: [each[name]["tokens_per_second"][case] for each in rounds if case in each[name]["tokens_per_second"]]
+            for case in rounds[0][name]["tokens_per_second"]
+        }
+        for name in names
+    }
+    read = statistics.median(each["limits"]["read"] for each in rounds)
+    ours = rounds[0]["leadline"]
+    bound = read * 1e9 / ours["read_bytes"]
+    rows = [_row(case, names, rates) for case in rates["leadline"]]
+    text = TEMPLATE.format(
+        **describe(),
+        llama=options.llama_version,
+        bits=ours["active_bits"],
+        threads=THREADS,
+        rounds=len(rounds),
+        read=read,
+        gemm=statistics.median(each["limits"]["gemm"] for each in rounds),
+        engines=" | ".join(names),
+        rule="---:|" * len(names),
+        rows="\n".join(rows),
+        bound=bound,
+        megabytes=ours["read_bytes"] / 1e6,
+        share=statistics.median(rates["leadline"]["decode 128"]) / bound,
+        loads=" | ".join(f"{statistics.median(each[name]['load_seconds'] for each in rounds):.1f}" for name in names),
+        memory=" | ".join(f"{max(each[name]['rss'] for each in rounds) / 2**30:.1f}" for name in names),
+        notes=f"{options.note}\n\n" if options.note else "",
+    )
+    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    result = {"machine": describe(), "rounds": rounds}
+    options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draw(options.output.with_suffix(".png"), names, rates)
+
+
+def _row(case: str, names: list[str], rates: dict[str, dict[str, list[float]]]) -> str:
+    cells = []
+    for name in names:
+        found = rates[name].get(case, [])
+        spread = f" ({min(found):.1f}-{max(found):.1f})" if len(found) > 1 else ""
+        cells.append(f"{statistics.median(found):.1f}{spread}" if found else "")
+    others = [statistics.median(rates[name][case]) for name in names[1:] if rates[name].get(case)]
+    ratio = f"{statistics.median(rates['leadline'][case]) / max(others):.1f} x" if others else ""
+    return f"| {case} | {' | '.join(cells)} | {ratio} |"
+
+
+def draw(path: Path, names: list[str], rates: dict[str, dict[str, list[float]]]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    cases = list(rates["leadline"])
+    figure, axes = plt.subplots(1, len(cases), figsize=(2.1 * len(cases), 3.2), layout="constrained")
+    for axis, case in zip(axes, cases, strict=True):
+        values = [statistics.median(rates[name][case]) if rates[name].get(case) else 0.0 for name in names]
+        axis.bar(names, values, color=["#1f6f8b", "#c9b38c", "#b08968"][: len(names)])
+        axis.set_title(case, fontsize=9)
+        axis.tick_params(axis="x", rotation=60, labelsize=8)
+    axes[0].set_ylabel("tokens/s")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["prepare", "run"])
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--gguf-python", type=Path)
+    parser.add_argument("--llama", type=Path)
+    parser.add_argument("--llama-version", default="")
+    parser.add_argument("--ik", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--note", default="", help="a line under the table")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "peers")
+    options = parser.parse_args()
+    if options.what == "prepare":
+        prepare(options.home, options.gguf_python)
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    main()

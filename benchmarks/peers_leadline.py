@@ -1,0 +1,136 @@
+"""leadline's side of peers.py: a random quantised folder of the V2-Lite shape, and its passes, timed.
+
+python benchmarks/peers_leadline.py FOLDER '{"prefill": [128], "decode": [[128, 24, 1]], ...}'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leadline.checkpoint.pack import active_bits, bits_per_weight, read_bytes
+from leadline.checkpoint.quantise import Report, write_folder
+from leadline.checkpoint.quantised import FILE, checksums, create_file, load_block, read_manifest
+from leadline.checkpoint.recipes import Recipe
+from leadline.checkpoint.regions import Region, regions, total_bytes
+from leadline.checkpoint.source import EMBEDDED
+from leadline.engine.bind import from_regions
+from leadline.model.batch import ForwardBatch
+from leadline.model.cache import PAGE_SIZE, PagedCache
+from leadline.model.config import V2_LITE, ModelConfig
+from leadline.model.cpu import CpuModel
+
+RECIPE: Recipe = "int4"
+BLOCK = (1 << 24) - 3  # random bytes repeat at this odd length: seconds instead of minutes
+STEPS = {"int4": 4.6, "int8": 73.9}  # standard deviation of uniform codes, in steps
+
+
+def write_random_folder(folder: Path) -> None:
+    """A quantised folder whose codes are random bytes under one scale, written region by region."""
+    config = dataclasses.replace(V2_LITE, max_position_embeddings=163840)
+    found = regions(config, RECIPE)
+    folder.mkdir(parents=True, exist_ok=True)
+    block = create_file(folder / FILE, found)
+    noise = torch.randint(1, 256, (BLOCK,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for region in found.values():
+        fill(region, block[region.offset : region.offset + region.nbytes], noise)
+    report = Report(RECIPE, total_bytes(found), bits_per_weight(found), active_bits(found, config), {})
+    write_folder(EMBEDDED, folder, config, report, checksums(block, found))
+
+
+def fill(region: Region, data: Tensor, noise: Tensor) -> None:
+    if region.layout is None or not region.layout.quantised:
+        kind = region.dtype if region.layout is None else "float32"
+        values = data.view(getattr(torch, kind))
+        values.fill_(1.0) if len(region.shape) == 1 else values.normal_(0.0, 0.02)
+        return
+    for start in range(0, len(data), BLOCK):
+        part = data[start : start + BLOCK]
+        part.copy_(noise[: len(part)])
+    panels = data.view(-1, region.layout.panel_bytes)
+    scale = torch.tensor([0.02 / STEPS[region.layout.format]], dtype=torch.float16).view(torch.uint8)
+    panels[:, : region.layout.scale_bytes] = scale.repeat(region.layout.scale_bytes // 2)
+
+
+class Engine:
+    """The model over its paged cache, as the engine runs it."""
+
+    def __init__(self, folder: Path, case: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        self.config = ModelConfig.from_folder(folder)
+        weights, _ = load_block(folder, self.config, case.get("placement", "auto"))
+        self.model = CpuModel(self.config, from_regions(weights), threads=case["threads"])
+        self.load_seconds = time.perf_counter() - started
+        self.each = -(-case["context"] // PAGE_SIZE)
+        self.cache = PagedCache(self.config, max(self.each, case["sequences"] * 4))
+
+    def step(self, ids_T: Tensor, done: list[int], lengths: list[int], tables: list[list[int]]) -> None:
+        rows = torch.tensor(lengths).cumsum(0) - 1
+        self.model(ids_T, ForwardBatch.paged(self.cache, done, lengths, tables, logit_rows=rows))
+
+    def tables(self, sequences: int, length: int) -> list[list[int]]:
+        pages = -(-length // PAGE_SIZE)
+        return [list(range(s * pages, (s + 1) * pages)) for s in range(sequences)]
+
+    def random_ids(self, count: int) -> Tensor:
+        return torch.randint(3, self.config.vocab_size, (count,))
+
+    def prefill(self, length: int, table: list[int]) -> None:
+        for start in range(0, length, 512):
+            count = min(512, length - start)
+            self.step(self.random_ids(count), [start], [count], [table])
+
+    def time_prefill(self, length: int) -> float:
+        started = time.perf_counter()
+        self.prefill(length, self.tables(1, length)[0])
+        return length / (time.perf_counter() - started)
+
+    def time_decode(self, context: int, tokens: int, sequences: int) -> float:
+        """All sequences' tokens a second; the median of the steps."""
+        tables = self.tables(sequences, context + tokens)
+        for table in tables:
+            self.prefill(context, table)
+        times = []
+        for place in range(context, context + tokens):
+            ids_T = self.random_ids(sequences)
+            started = time.perf_counter()
+            self.step(ids_T, [place] * sequences, [1] * sequences, tables)
+            times.append(time.perf_counter() - started)
+        return sequences / statistics.median(times)
+
+
+@torch.inference_mode()
+def main() -> None:
+    folder, case = Path(sys.argv[1]), json.loads(sys.argv[2])
+    engine = Engine(folder, case)
+    engine.time_prefill(16)  # warms the threads
+    found: dict[str, float] = {}
+    for length in case["prefill"]:
+        found[f"prefill {length}"] = engine.time_prefill(length)
+    for context, tokens, sequences in case["decode"]:
+        name = f"decode {context}" if sequences == 1 else f"decode {context} x {sequences}"
+        found[name] = engine.time_decode(context, tokens, sequences)
+    rss = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    all_regions = regions(engine.config, read_manifest(folder, engine.config).recipe)
+    result = {
+        "tokens_per_second": found,
+        "load_seconds": engine.load_seconds,
+        "rss": rss,
+        "isa": engine.model.isa,
+        "active_bits": active_bits(all_regions, engine.config),
+        "read_bytes": read_bytes(all_regions, engine.config),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
