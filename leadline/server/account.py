@@ -200,6 +200,7 @@ class AccountRoutes:
         visitor = await self.platform.visitor(request)
         given = await body(request, DeletionBody)
         user = await self._confirmed(request, visitor, given.password)
+        await self.platform.end_answers(user.id)
         async with self.platform.store.database.write() as connection:
             await accounts.delete_user(connection, user.id, self.platform.store.now())
             await chats.purge_user(connection, user.id)

@@ -157,6 +157,8 @@ class AdminRoutes:
                 raise InvalidRequest("there is nothing to change")
             user = await accounts.change_user(connection, user_id, **values)
             await self._note(connection, request, operator, "user change", f"user:{user_id}", **values)
+        if user.state != "active":
+            await self.platform.end_answers(user_id)
         return json_response(user_card(user))
 
     async def reset_link(self, request: Request, user_id: RowId) -> Response:

@@ -148,6 +148,11 @@ class Answers:
             answer.cancel(task, why)
             await asyncio.wait({task})
 
+    async def stop_of(self, user_id: int) -> None:
+        """End all that this user has: the account is closed."""
+        theirs = [answer for answer in self._tasks if answer.job.principal.user_id == user_id]
+        await asyncio.gather(*(self.stop(answer) for answer in theirs))
+
     async def close(self) -> None:
         """End all of them: the server stops."""
         await asyncio.gather(*(self.stop(answer, "restart") for answer in list(self._tasks)))

@@ -10,7 +10,8 @@ from sqlalchemy import Row, and_, delete, insert, select
 from starlette.responses import Response
 
 from leadline.errors import InvalidRequest, NotFound
-from leadline.server import chats, search, transfer
+from leadline.server import chats, markdown, search, transfer
+from leadline.server.body import validate
 from leadline.server.chat_routes import UpTo
 from leadline.server.db import shares
 from leadline.server.errors import json_response
@@ -29,6 +30,7 @@ _ROUTES: tuple[Route, ...] = (
     ("GET", "/chats/{chat}/export", "export", None),
     ("GET", "/export", "export_all", None),
     ("POST", "/import", "bring_in", transfer.Export),
+    ("POST", "/import/markdown", "bring_in_markdown", transfer.MarkdownBody),
 )
 
 
@@ -104,13 +106,12 @@ class LibraryRoutes:
             raise InvalidRequest("format is json or markdown", param="format")
         async with self.platform.store.database.read() as connection:
             row = await chats.find(connection, user, chat)
-            if form == "json":
-                text = transfer.document([await transfer.exported(connection, row)])
-                return _download(text, transfer.file_name(row.title, "json"), "application/json")
+            whole = await transfer.exported(connection, row)
             way = chats.branch(await chats.messages_of(connection, row.id), row.current)
-        return _download(
-            transfer.markdown(row, way), transfer.file_name(row.title, "md"), "text/markdown; charset=utf-8"
-        )
+        if form == "json":
+            return _download(transfer.document([whole]), transfer.file_name(row.title, "json"), "application/json")
+        text = markdown.write(markdown.branch(whole, way))
+        return _download(text, transfer.file_name(row.title, "md"), "text/markdown; charset=utf-8")
 
     async def export_all(self, request: Request) -> Response:
         user = await self._user(request)
@@ -121,7 +122,14 @@ class LibraryRoutes:
 
     async def bring_in(self, request: Request) -> Response:
         user = await self._user(request)
-        given = await body(request, transfer.Export, IMPORT_BYTES)
+        return await self._bring_in(user, await body(request, transfer.Export, IMPORT_BYTES))
+
+    async def bring_in_markdown(self, request: Request) -> Response:
+        user = await self._user(request)
+        given = await body(request, transfer.MarkdownBody, IMPORT_BYTES)
+        return await self._bring_in(user, validate(transfer.Export, markdown.read(given.markdown)))
+
+    async def _bring_in(self, user: int, given: transfer.Export) -> Response:
         async with self.platform.store.database.write() as connection:
             rows = await transfer.imported(connection, user, given, self.platform.store.now())
         return json_response({"data": [chats.chat_card(row) for row in rows]}, 201)

@@ -214,6 +214,11 @@ class Platform:
         async with self.store.database.write() as connection:
             await connection.execute(update(facts).where(facts.c.name == "currency").values(name="currency"))
 
+    async def end_answers(self, user_id: int) -> None:
+        """Of this account, on the site."""
+        if self.answers is not None:
+            await self.answers.stop_of(user_id)
+
     async def cost(self, request_id: str) -> int:
         """What a request that has ended did cost."""
         async with self.store.database.read() as connection:

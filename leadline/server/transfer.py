@@ -1,13 +1,9 @@
-"""Chats in and out: JSON with every branch, which comes back as it went, and Markdown of one branch to read.
-
-An export is written as text in pieces, chat by chat, so that a large one needs little memory.
-"""
+"""Chats in and out as JSON with every branch: what is imported and exported again is the same to the byte."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -18,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from leadline.errors import InvalidRequest
 from leadline.server import chats
 from leadline.server.chats import COPIED, Mode
-from leadline.server.conversation import wording
 from leadline.server.money import format_money, parse_money
 from leadline.server.schemas import Count, Number, Schema
 
@@ -80,6 +75,10 @@ class ExportedChat(Schema):
     messages: Annotated[list[ExportedMessage], Field(max_length=MOST_MESSAGES)]
 
 
+class MarkdownBody(Schema):
+    markdown: str
+
+
 class Export(Schema):
     leadline_chats: Literal[1]
     chats: Annotated[list[ExportedChat], Field(max_length=MOST_CHATS)]
@@ -104,19 +103,6 @@ def _message(row: Row[Any]) -> dict[str, Any]:
     if row.status == "running":
         fields |= {"status": "stopped", "stop_reason": "stopped"}
     return {**fields, "cost": format_money(row.cost)}
-
-
-def markdown(chat: Row[Any], way: Sequence[Row[Any]]) -> bytes:
-    """The branch `way`, each message under a heading that says whose it is and when."""
-    parts = [f"# {' '.join(chat.title.split()) or 'Chat'}"]
-    if chat.system:
-        parts.append(f"## System\n\n{chat.system}")
-    for row in way:
-        who = "User" if row.role == "user" else f"Assistant ({row.model})" if row.model else "Assistant"
-        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(row.created))
-        said = wording({"attachments": row.attachments, "content": row.content})
-        parts.append(f"## {who}, {when}\n\n{said}")
-    return ("\n\n".join(parts) + "\n").encode("utf-8", errors="replace")
 
 
 def file_name(title: str, suffix: str) -> str:

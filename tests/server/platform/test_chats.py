@@ -373,6 +373,20 @@ def test_a_chat_has_one_running_answer(slow: Site) -> None:
     assert slow.balance(person.id).held == 0
 
 
+@pytest.mark.parametrize("how", ["deleted", "disabled"])
+def test_the_answers_of_an_account_end_with_it(slow: Site, how: str) -> None:
+    person = Person(slow)
+    for _ in range(3):
+        person.say(person.chat())
+    if how == "deleted":
+        person.post("/account/delete", {"password": PASSWORD})
+    else:
+        slow.operator().post(f"/api/admin/users/{person.id}", json={"state": "disabled"}).raise_for_status()
+    assert not slow.live.engine.running
+    assert slow.balance(person.id).held == 0
+    assert {bill.outcome for bill in slow.bills(person.id)} == {"aborted"}
+
+
 def test_an_answer_that_fails_says_why_and_costs_what_was_shown(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with live_site(tokenizer, tmp_path, context_length=512, error_after=3) as failing:
         person = Person(failing)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leadline.server import chats, search
+from leadline.server import chats, markdown, search
 from leadline.server.chats import first_words
 from tests.server.platform.site import PASSWORD, Site
 from tests.server.platform.talk import Person
@@ -198,6 +198,60 @@ def test_markdown_has_the_branch_that_is_shown(person: Person) -> None:
     assert "Question" in lines
     assert any(line.startswith("## Assistant (fake), ") for line in lines)
     person.get(f"/chats/{chat}/export", 400, format="pdf")
+
+
+def test_markdown_comes_back_as_it_went(site: Site, person: Person) -> None:
+    chat = person.chat(title="Voyage -- out", system="## User, x\n\nBe brief. -->", temperature=0.4)
+    person.ask(
+        chat, "One\n\n## User, 2026\n\n<!-- leadline {} -->\nTwo", attachments=[{"name": "a", "text": "``` 水\n"}]
+    )
+    person.ask(chat, "\n\n", parent=None, attachments=[{"name": "b", "text": ""}])
+    person.patch(f"/chats/{chat}", {"current": 2})
+    person.ask(chat, "Three\n")
+    text = person.http.get(f"/api/chats/{chat}/export", params={"format": "markdown"}).text
+    other = Person(site)
+    made = other.post("/import/markdown", {"markdown": text}, 201)["data"][0]["id"]
+    assert other.http.get(f"/api/chats/{made}/export", params={"format": "markdown"}).text == text
+    kept, original = other.get(f"/chats/{made}")["messages"], person.get(f"/chats/{chat}")["messages"]
+    assert kept == [message for message in original if message["id"] in (1, 2, 5, 6)]
+    edited = text.replace("Three", "Three and a half").replace("Be brief.", "Be long.")
+    again = other.get(f"/chats/{other.post('/import/markdown', {'markdown': edited}, 201)['data'][0]['id']}")
+    assert again["messages"][2]["content"] == "Three and a half\n"
+    assert again["system"].startswith("## User, x\n\nBe long.")
+    for damaged in (
+        "",
+        "# Chat",
+        text[5:],
+        text.replace('"role": "user"', '"role": "captain"'),
+        text.replace('{"num', '{"'),
+    ):
+        other.post("/import/markdown", {"markdown": damaged}, 400)
+
+
+MESSAGES = st.lists(
+    st.tuples(
+        st.text(max_size=30), st.lists(st.tuples(st.text(min_size=1, max_size=5), st.text(max_size=9)), max_size=2)
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=20), st.text(max_size=20), MESSAGES)
+def test_markdown_holds_any_text(title: str, system: str, said: list[Any]) -> None:
+    messages = [
+        {
+            "number": number,
+            "role": "user",
+            "content": content,
+            "created": 0,
+            "model": "",
+            "attachments": [{"name": name, "text": text} for name, text in files],
+        }
+        for number, (content, files) in enumerate(said, 1)
+    ]
+    chat = {"title": title, "system": system, "created": 0, "messages": messages}
+    assert markdown.read(markdown.write(chat).decode()) == {"leadline_chats": 1, "chats": [chat]}
 
 
 @pytest.mark.parametrize(
