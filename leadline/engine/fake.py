@@ -127,13 +127,19 @@ class FakeEngine:
         scripts = [self._script(request, sequence.index) for sequence in sequences]
         try:
             await asyncio.sleep(self.first_token_seconds)
+            due = asyncio.get_running_loop().time()
             while active := [sequence for sequence in sequences if not sequence.finished]:
                 self._counts["steps"] += 1
                 for sequence in active:
                     yield self._advance(sequence, scripts[sequence.index])
-                await asyncio.sleep(self.seconds_per_token)
+                due += self.seconds_per_token
+                await self._pause(due)
         finally:
             self._finish(request, sequences)
+
+    async def _pause(self, due: float) -> None:
+        """Until the next token is due, on the loop's clock; who was late catches up."""
+        await asyncio.sleep(max(due - asyncio.get_running_loop().time(), 0.0))
 
     def _start(self, request: EngineRequest) -> list[Sequence]:
         info = self._info
