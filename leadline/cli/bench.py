@@ -27,27 +27,58 @@ if TYPE_CHECKING:
 
 app = App(name="bench", help="Measure how fast a model runs here: decode, prefill, batch.")
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Args:
+        model: A folder or a hub id; the embedded model by default.
+        dtype: The weights' type.
+        device: auto, cpu, cuda or cuda:N.
+        quantize: Run a model that is not quantised in 8 or 4 bits.
+        isa: The CPU kernels' instruction set; none is PyTorch.
+        shape: Instead of a model: random weights of a published shape, quantised, on the CPU kernels.
+        layers: Of that shape, only so many layers.
+    """
+
+    model: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    quantize: Literal["int8", "int4", "mixed"] | None = None
+    isa: Literal["avx512", "avx2", "scalar", "none"] | None = None
+    shape: Literal["v2-lite", "v2", "small"] | None = None
+    layers: int | None = None
+
+
+EMBEDDED = Subject()
+
+CACHED_BYTES = 512 << 20
+"""Weights of less may lie in a processor's cache, where the memory's bandwidth bounds nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """Tokens a second over `runs` runs of the same work."""
+    """Tokens a second over `runs` runs of the same work.
+
+    `bound` is the memory's bandwidth over the bytes that the passes really read, None where nobody counted.
+    """
 
     what: str
     tokens_per_second: float
     slowest: float
     fastest: float
     runs: int
+    bound: float | None = None
 
 
 @app.command
 def decode(
     *,
-    model: str | None = None,
-    dtype: Dtype = "auto",
-    device: str = "auto",
+    subject: Subject = EMBEDDED,
     contexts: tuple[int, ...] = (128,),
     tokens: int = 64,
     runs: int = 5,
@@ -56,17 +87,15 @@ def decode(
     """One sequence: tokens a second after a prompt.
 
     Args:
-        model: A folder or a hub id; the embedded model by default.
-        dtype: The weights' type.
-        device: auto, cpu, cuda or cuda:N.
         contexts: Prompt lengths to decode after; repeat the option for several.
         tokens: Tokens to decode in each run.
         runs: Runs to take the median of.
         json_output: Print one JSON object.
     """
-    engine = _engine(model, dtype, device, 1)
+    engine = _engine(subject, 1)
     results = [
-        _measure(f"decode after {context}", partial(_decode, engine, 1, context, tokens), runs) for context in contexts
+        _measure_decode(engine, f"decode after {context}", partial(_decode, engine, 1, context, tokens), runs)
+        for context in contexts
     ]
     _print(engine, results, json_output)
 
@@ -74,9 +103,7 @@ def decode(
 @app.command
 def prefill(
     *,
-    model: str | None = None,
-    dtype: Dtype = "auto",
-    device: str = "auto",
+    subject: Subject = EMBEDDED,
     lengths: tuple[int, ...] = (512,),
     runs: int = 5,
     json_output: Json = False,
@@ -84,14 +111,11 @@ def prefill(
     """One prompt: its tokens a second until the first token of the answer.
 
     Args:
-        model: A folder or a hub id; the embedded model by default.
-        dtype: The weights' type.
-        device: auto, cpu, cuda or cuda:N.
         lengths: Prompt lengths; repeat the option for several.
         runs: Runs to take the median of.
         json_output: Print one JSON object.
     """
-    engine = _engine(model, dtype, device, 1)
+    engine = _engine(subject, 1)
     results = [_measure(f"prefill {length}", partial(_prefill, engine, length), runs) for length in lengths]
     _print(engine, results, json_output)
 
@@ -99,9 +123,7 @@ def prefill(
 @app.command
 def batch(
     *,
-    model: str | None = None,
-    dtype: Dtype = "auto",
-    device: str = "auto",
+    subject: Subject = EMBEDDED,
     sequences: tuple[int, ...] = (1, 8, 32),
     context: int = 128,
     tokens: int = 32,
@@ -111,18 +133,16 @@ def batch(
     """Many sequences at the same time: all their tokens a second while they decode.
 
     Args:
-        model: A folder or a hub id; the embedded model by default.
-        dtype: The weights' type.
-        device: auto, cpu, cuda or cuda:N.
         sequences: How many at the same time; repeat the option for several.
         context: Tokens of each prompt.
         tokens: Tokens to decode of each sequence in each run.
         runs: Runs to take the median of.
         json_output: Print one JSON object.
     """
-    engine = _engine(model, dtype, device, max(sequences))
+    engine = _engine(subject, max(sequences))
     results = [
-        _measure(f"decode of {count}", partial(_decode, engine, count, context, tokens), runs) for count in sequences
+        _measure_decode(engine, f"decode of {count}", partial(_decode, engine, count, context, tokens), runs)
+        for count in sequences
     ]
     _print(engine, results, json_output)
 
@@ -130,11 +150,19 @@ def batch(
 # ---- measuring ---------------------------------------------------------------------------------------------------
 
 
-def _engine(model: str | None, dtype: str, device: str, max_num_seqs: int) -> Engine:
+def _engine(subject: Subject, max_num_seqs: int) -> Engine:
+    if subject.shape is not None:
+        from leadline.engine.synthetic import synthetic_engine
+
+        recipe = subject.quantize or "int4"
+        return synthetic_engine(
+            subject.shape, recipe, layers=subject.layers, isa=subject.isa, max_num_seqs=max_num_seqs
+        )
     from leadline.engine.load import load_engine
 
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "max_num_seqs": max_num_seqs}
-    return load_engine(model, enable_prefix_caching=False, **options).engine
+    options: dict[str, Any] = {"dtype": subject.dtype, "device": subject.device, "max_num_seqs": max_num_seqs}
+    options |= {"quantize": subject.quantize, "isa": subject.isa}
+    return load_engine(subject.model, enable_prefix_caching=False, **options).engine
 
 
 def _add(engine: Engine, count: int, length: int, tokens: int) -> None:
@@ -156,22 +184,56 @@ def _prefill(engine: Engine, length: int) -> float:
     return length / (time.perf_counter() - start)
 
 
-def _decode(engine: Engine, count: int, length: int, tokens: int) -> float:
-    """Generated tokens a second from the step on in which every sequence decodes."""
+def _decode(engine: Engine, count: int, length: int, tokens: int) -> tuple[float, float | None]:
+    """Generated tokens a second from the step on in which every sequence decodes, and the bytes that each read."""
     _add(engine, count, length, tokens + 1)
     while engine.stats().waiting or any(sequence.generated == 0 for sequence in engine.scheduler.running):
         engine.step()
-    before = engine.stats().generated_tokens
+    before, read = engine.stats().generated_tokens, _bytes_read(engine)
     start = time.perf_counter()
     while engine.has_work:
         engine.step()
-    return (engine.stats().generated_tokens - before) / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    made, after = engine.stats().generated_tokens - before, _bytes_read(engine)
+    return made / seconds, None if read is None or after is None else (after - read) / made
+
+
+def _bytes_read(engine: Engine) -> int | None:
+    from leadline.model.cpu import CpuModel
+
+    model = engine.model_runner.model
+    return model.bytes_read if isinstance(model, CpuModel) else None
 
 
 def _measure(what: str, run: Callable[[], float], runs: int) -> Result:
     run()  # warms caches, allocators and, on a GPU, the kernels' own choices
     rates = [run() for _ in range(max(runs, 1))]
     return Result(what, statistics.median(rates), min(rates), max(rates), len(rates))
+
+
+def _measure_decode(engine: Engine, what: str, run: Callable[[], tuple[float, float | None]], runs: int) -> Result:
+    """The bandwidth is measured between the runs, since a shared machine's changes by the minute."""
+    sizes: list[float] = []
+    speeds: list[float] = []
+
+    def rate() -> float:
+        found, read = run()
+        bandwidth = _bandwidth(engine)
+        if read is not None and bandwidth is not None:
+            sizes.append(read)
+            speeds.append(bandwidth)
+        return found
+
+    result = _measure(what, rate, runs)
+    return dataclasses.replace(result, bound=statistics.median(speeds) / statistics.median(sizes) if sizes else None)
+
+
+def _bandwidth(engine: Engine) -> float | None:
+    """Bytes a second that the kernels' threads read of the weights; None for weights that a cache may hold."""
+    from leadline.model.cpu import CpuModel
+
+    model = engine.model_runner.model
+    return model.bandwidth() if isinstance(model, CpuModel) and model.weights.nbytes > CACHED_BYTES else None
 
 
 # ---- showing -----------------------------------------------------------------------------------------------------
@@ -185,7 +247,10 @@ def _print(engine: Engine, results: list[Result], json_output: bool) -> None:
     print(", ".join(f"{key} {value}" for key, value in where.items()), file=sys.stderr)
     for result in results:
         spread = f"{result.slowest:,.1f} to {result.fastest:,.1f} in {result.runs} runs"
-        print(f"{result.what:<20} {result.tokens_per_second:>10,.1f} tokens/s   ({spread})")
+        share = (
+            f"; bound {result.bound:,.1f}, {result.tokens_per_second / result.bound:.0%} of it" if result.bound else ""
+        )
+        print(f"{result.what:<20} {result.tokens_per_second:>10,.1f} tokens/s   ({spread}{share})")
 
 
 def _where(engine: Engine) -> dict[str, Any]:
@@ -200,6 +265,7 @@ def _where(engine: Engine) -> dict[str, Any]:
         "active_parameters": info.active_parameters,
         "dtype": info.dtype,
         "device": cuda or platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
+        "kernels": getattr(engine.model_runner.model, "isa", "PyTorch"),
+        "threads": getattr(engine.model_runner.model, "threads", torch.get_num_threads()),
         "torch": torch.__version__,
     }

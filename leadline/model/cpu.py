@@ -83,6 +83,20 @@ class CpuModel:
         return count + self._hidden.nbytes + self._logits.nbytes + self._cos.nbytes + self._sin.nbytes
 
     @property
+    def bytes_read(self) -> int:
+        """Weights and cached rows that all passes so far had to read, each once a pass: what bandwidth bounds."""
+        count: int = self._native.bytes_read()
+        return count
+
+    def bandwidth(self) -> float:
+        """Bytes a second that as many threads read from the largest matrices."""
+        largest = max((each.data for each in self.weights.matrices.values()), key=Tensor.numel)
+        module = native.extension()
+        assert module is not None
+        found: float = module.bandwidth(largest.data_ptr(), largest.numel(), self.threads) * 1e9
+        return found
+
+    @property
     def maker(self) -> str:
         """What this model's numbers depend on besides the checkpoint: the recipe. Not the instruction set."""
         formats = sorted(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from leadline.cli import run
+from leadline.ops.cpu import native
 
 
 def test_batch_and_prefill_as_json(tiny_lite_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,3 +36,16 @@ def test_what_does_not_fit_is_one_line(tiny_lite_folder: Path, capsys: pytest.Ca
     model = ["--model", str(tiny_lite_folder), "--device", "cpu"]
     assert run(["bench", "decode", "--contexts", "100000", *model]) == 2
     assert capsys.readouterr().err.startswith("leadline: 100000 + 65 tokens do not fit")
+
+
+@pytest.mark.skipif(native.extension() is None, reason="random weights of a shape need the CPU kernels")
+def test_a_published_shape_with_random_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--shape", "small", "--layers", "2", "--runs", "1", "--json"]
+    for recipe in ("int8", "int4"):
+        command = ["bench", "decode", "--contexts", "130", "--tokens", "3", "--quantize", recipe, *small]
+        assert run(command) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["model"] == f"small {recipe}, random weights, 2 layers"
+        assert shown["kernels"] in native.instruction_sets()
+    assert run(["bench", "decode", "--shape", "small", "--layers", "9"]) == 2
+    assert "between 1 and 6" in capsys.readouterr().err

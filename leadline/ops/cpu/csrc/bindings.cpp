@@ -3,6 +3,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -131,6 +133,26 @@ void likeliest(const std::string& isa, uintptr_t logits, int rows, int64_t strid
         k.likeliest(at<const float>(logits) + r * stride, width, at<float>(peaks) + r, at<int64_t>(places) + r);
 }
 
+// Gigabytes a second that these threads read from memory of the caller's; larger than any cache, or it says nothing.
+double bandwidth(uintptr_t data, size_t bytes, int threads) {
+    nb::gil_scoped_release release;
+    Pool pool(threads);
+    constexpr size_t kBlock = 1 << 20;
+    const auto start = std::chrono::steady_clock::now();
+    std::atomic<uint64_t> total{0};
+    pool.each(static_cast<int>(bytes / kBlock), [&](int block) {
+        const uint64_t* p = at<const uint64_t>(data + static_cast<size_t>(block) * kBlock);
+        uint64_t sums[8] = {};
+        for (size_t i = 0; i < kBlock / 8; i += 8) {
+            __builtin_prefetch(p + i + 512);
+            for (int j = 0; j < 8; ++j) sums[j] += p[i + static_cast<size_t>(j)];
+        }
+        total += sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7];
+    });
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+    return static_cast<double>(bytes / kBlock * kBlock) / passed.count() / 1e9 + (total == 1 ? 1e-9 : 0.0);
+}
+
 Model* make_model(const nb::dict& shape, const std::string& isa, int threads) {
     Shape s;
     auto number = [&](const char* name) { return nb::cast<int>(shape[name]); };
@@ -181,6 +203,7 @@ NB_MODULE(_kernels, m) {
     m.def("norm", &norm);
     m.def("attend", &attend);
     m.def("likeliest", &likeliest);
+    m.def("bandwidth", &bandwidth);
     nb::class_<Model>(m, "Model")
         .def(nb::new_(&make_model), "shape"_a, "isa"_a, "threads"_a)
         .def("bind_matrix", &Model::bind_matrix)
@@ -196,5 +219,6 @@ NB_MODULE(_kernels, m) {
         .def("routing", &routing)
         .def("moe_layers", &Model::moe_layers)
         .def("buffer_bytes", &Model::buffer_bytes)
+        .def("bytes_read", &Model::bytes_read)
         .def("threads", [](Model& model) { return model.pool().threads(); });
 }

@@ -227,6 +227,7 @@ void Model::forward(const Pass& pass) {
     ids_.need(static_cast<size_t>(moe_total) * tokens * shape_.top_k);
     gates_.need(static_cast<size_t>(moe_total) * tokens * shape_.top_k);
     scores_.need(static_cast<size_t>(moe_total) * tokens * shape_.experts);
+    read_ += fixed_bytes(pass);
     embed(pass);
     pending_ = nullptr;
     int moe_index = 0;
@@ -248,9 +249,23 @@ void Model::forward(const Pass& pass) {
 }
 
 void Model::logits(const float* hidden, int rows, float* out) {
+    read_ += rows ? head_.bytes : 0;
     hidden_.shape(rows, shape_.hidden, hidden, shape_.hidden, {&head_});
     pool_.each(rows, 4, [&](int r) { hidden_.quantise(k_, r); });
     project({{&head_, out}}, hidden_, rows);
+}
+
+// What a pass reads whatever its tokens choose: every matrix but the experts, and the sequences' cached rows.
+size_t Model::fixed_bytes(const Pass& pass) const {
+    size_t total = 0;
+    for (const LayerWeights& w : layers_)
+        for (const Matrix* each : {&w.q, &w.q_a, &w.q_b, &w.kv_a, &w.k_b, &w.v_b, &w.o, &w.gate_up, &w.down, &w.router,
+                                   &w.shared_gate_up, &w.shared_down})
+            total += *each ? each->bytes * static_cast<size_t>(each->count) : 0;
+    const size_t row = static_cast<size_t>(shape_.row()) * (pass.cache_half ? 2 : 4);
+    for (int s = 0; s < pass.sequences; ++s)
+        total += static_cast<size_t>(pass.contexts[s]) * row * static_cast<size_t>(shape_.layers);
+    return total;
 }
 
 void Model::embed(const Pass& pass) {
@@ -611,6 +626,7 @@ void Model::experts(const LayerWeights& w, int tokens) {
         shared_inner_.shape(tokens, static_cast<int>(shared_stride), shared_act, shared_stride, {&w.shared_down});
     }
     const int active = static_cast<int>(active_.size());
+    read_ += active_.size() * (w.experts_gate_up.bytes + w.experts_down.bytes);
     const int per_expert = std::max(1, pairs / std::max(1, active));
     const Activations from = normed_.of(w.experts_gate_up);
     pool_.each(shared_blocks + active * blocks, grain(w.experts_gate_up.panel_bytes * 8, per_expert), [&](int item) {

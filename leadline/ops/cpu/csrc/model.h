@@ -115,6 +115,8 @@ class Model {
     const float* gates() const { return gates_.get(); }
     const float* scores() const { return scores_.get(); }
     size_t buffer_bytes() const;
+    // Bytes of weights and cache that all passes so far had to read at least once each: what memory bandwidth bounds.
+    size_t bytes_read() const { return read_; }
 
   private:
     struct Job {
@@ -123,6 +125,7 @@ class Model {
     };
     void project(std::initializer_list<Job> jobs, const Operand& from, int rows);
     void add_bias(float* rows, const float* bias, int width, int count);
+    size_t fixed_bytes(const Pass& pass) const;
     void embed(const Pass& pass);
     void normalise(const float* weight, int tokens, std::initializer_list<const Matrix*> matrices);
     void attention(const Pass& pass, int layer);
@@ -156,6 +159,7 @@ class Model {
     Operand normed_, compressed_, nope_, latents_, values_, hidden_, inner_, shared_inner_;
     const float* pending_ = nullptr;  // what the last sublayer gave, not yet added to the residual
     bool split_ = false;
+    size_t read_ = 0;
 
     struct Piece {  // one token's one segment
         int token, sequence;
