@@ -416,8 +416,11 @@ def test_without_money_the_words_stay_and_a_way_out_is_shown(browser: Browser, s
         poor.composer.press("Enter")
         expect(poor.page.get_by_role("alert")).to_contain_text("Your balance is used up")
         expect(poor.composer).to_have_value("How deep is it?")
+        expect(poor.page).to_have_url(f"{site.url}/")
         poor.page.get_by_role("link", name="Add money").click()
         expect(poor.page.get_by_label("Voucher code")).to_be_visible()
+        poor.open("/")
+        expect(poor.page.get_by_text("Your chats will be listed here.")).to_be_visible()
 
 
 def test_too_many_requests_count_down(ada: Visitor) -> None:

@@ -14,16 +14,17 @@ class Chats {
   failed = $state(false)
   private busy = false
 
-  async load(): Promise<void> {
+  load = async (): Promise<void> => {
     try {
       const page = await get<Page<Chat> & { pinned: Chat[] }>('/api/chats?limit=50')
+      const older = this.loaded ? this.recent.slice(page.data.length) : [] // what was scrolled to stays
+      const fresh = new Set([...page.data, ...page.pinned].map((chat) => chat.id))
       this.pinned = page.pinned
-      this.recent = page.data
-      this.next = page.next
+      this.recent = page.next === null ? page.data : [...page.data, ...older.filter((chat) => !fresh.has(chat.id))]
+      if (!older.length || page.next === null) this.next = page.next
       this.failed = false
     } catch (error) {
-      this.failed = true
-      complain(error)
+      if (!this.loaded) this.failed = true // a list that is there is better than none
     }
     this.loaded = true
   }

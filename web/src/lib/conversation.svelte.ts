@@ -3,7 +3,7 @@
 // A stored chat's answer is a job of the server: leaving the page only stops watching, and a lost connection is taken up
 // again where it broke. A temporary chat lives in this object alone, and its answer ends with its connection.
 
-import { ApiError, events, get, patch, post, request } from './api'
+import { ApiError, events, get, patch, post, remove, request } from './api'
 import { chats } from './chats.svelte'
 import { session } from './session.svelte'
 import type { Attachment, Chat, Message, Mode, StreamEvent } from './types'
@@ -39,6 +39,7 @@ export class Conversation {
 
   private watching: AbortController | null = null
   private closed = false
+  private empty: string | null = null
 
   constructor(readonly temporary = false) {}
 
@@ -101,6 +102,7 @@ export class Conversation {
   close(): void {
     this.closed = true
     this.watching?.abort()
+    if (this.empty) void remove(`/api/chats/${this.empty}`).catch(() => {})
   }
 
   private fail(error: unknown, retry: () => void): void {
@@ -124,6 +126,7 @@ export class Conversation {
       if (parent !== undefined) body.parent = parent
       const made = await post<{ chat: Chat; message: Message; answer: Message }>(`/api/chats/${id}/messages`, body)
       this.pending = null
+      this.empty = null
       this.store(made.message)
       this.store(made.answer)
       this.take(made.chat)
@@ -137,9 +140,11 @@ export class Conversation {
     }
   }
 
+  /** A chat becomes one with its first message: if that is refused, the next try uses the same, and leaving drops it. */
   private async ensureChat(): Promise<string> {
-    if (!this.chat) this.chat = await post<Chat>('/api/chats', $state.snapshot(this.options))
-    return this.chat.id
+    if (this.chat) return this.chat.id
+    this.empty ??= (await post<Chat>('/api/chats', $state.snapshot(this.options))).id
+    return this.empty
   }
 
   async regenerate(message: Message): Promise<void> {
@@ -198,9 +203,11 @@ export class Conversation {
 
   async configure(changes: Partial<Sampling>): Promise<void> {
     Object.assign(this.options, changes)
-    if (this.temporary || !this.chat) return
+    const id = this.chat?.id ?? this.empty
+    if (this.temporary || !id) return
     try {
-      this.take(await patch<Chat>(`/api/chats/${this.chat.id}`, changes))
+      const changed = await patch<Chat>(`/api/chats/${id}`, changes)
+      if (this.chat) this.take(changed)
     } catch (error) {
       this.fail(error, () => void this.configure(changes))
     }
