@@ -78,7 +78,8 @@ def _add_pages(app: FastAPI, service: CompletionService, platform: Platform | No
     if pages is not None:
         pages.add_to(app)
 
-    @app.api_route("/", methods=["GET", "HEAD"])
+    @app.head("/", include_in_schema=False)
+    @app.get("/")
     async def index(request: Request) -> Response:
         if pages is not None and wants_page(request):
             return await pages.page(request)
@@ -92,13 +93,15 @@ def _add_pages(app: FastAPI, service: CompletionService, platform: Platform | No
             }
         )
 
-    @app.api_route("/health", methods=["GET", "HEAD"])
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health")
     async def health() -> Response:
         """The process is to be restarted when this fails."""
         _check_engine(service)
         return errors.json_response({"status": "ok"})
 
-    @app.api_route("/ready", methods=["GET", "HEAD"])
+    @app.head("/ready", include_in_schema=False)
+    @app.get("/ready")
     async def ready() -> Response:
         """Requests are to be sent elsewhere while this fails."""
         _check_engine(service)
@@ -106,7 +109,8 @@ def _add_pages(app: FastAPI, service: CompletionService, platform: Platform | No
             await platform.check_ready()
         return errors.json_response({"status": "ready"})
 
-    @app.api_route("/metrics", methods=["GET", "HEAD"])
+    @app.head("/metrics", include_in_schema=False)
+    @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         if platform is not None:
             await platform.operator(request)

@@ -28,12 +28,14 @@ def build_router(service: CompletionService) -> APIRouter:
     router = APIRouter()
     limit = service.settings.max_body_bytes
 
-    @router.api_route("/models", methods=["GET", "HEAD"])
+    @router.head("/models", include_in_schema=False)
+    @router.get("/models")
     async def models(request: Request) -> Response:
         await service.access.admit(request)
         return json_response({"object": "list", "data": [_model_card(service)]})
 
-    @router.api_route("/models/{model:path}", methods=["GET", "HEAD"])
+    @router.head("/models/{model:path}", include_in_schema=False)
+    @router.get("/models/{model:path}")
     async def model(request: Request, model: str) -> Response:
         await service.access.admit(request)
         if not model:

@@ -23,8 +23,20 @@ class Schema(BaseModel):
 
 def documented(schema: type[Schema]) -> dict[str, Any]:
     """The body for the OpenAPI document; the handlers read it themselves, to answer in OpenAI's words."""
-    content = {"application/json": {"schema": schema.model_json_schema()}}
+    made = schema.model_json_schema()
+    content = {"application/json": {"schema": _inlined(made, made.pop("$defs", {}))}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
+    """Without references: within the OpenAPI document they would point elsewhere. No schema here holds itself."""
+    if isinstance(value, list):
+        return [_inlined(each, definitions) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return _inlined(definitions[value["$ref"].removeprefix("#/$defs/")], definitions)
+    return {key: _inlined(each, definitions) for key, each in value.items()}
 
 
 class StreamOptions(Schema):

@@ -1,4 +1,4 @@
-"""What clients of OpenAI's and DeepSeek's APIs rely on: forty probes, a request or two each over loopback, with accounts.
+"""What clients of OpenAI's and DeepSeek's APIs rely on: forty probes, a request or two each, with accounts.
 
 The numbers are those of the list that the API was planned by; what a probe touches only briefly has tests of its own.
 """
