@@ -220,6 +220,7 @@ class GrpoTrainer(Run):
             "length_max": float(lengths.max()),
             "ended": sum(answer.ended for answer in answers) / len(answers),
             "rollout_tokens_per_second": self.rollouts.pace.read(),
+            "repack_seconds": self.rollouts.repack_seconds,
         }
 
     @torch.no_grad()

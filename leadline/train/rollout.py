@@ -1,7 +1,8 @@
 """Rollouts: groups of answers by leadline's own engine, on the trainer's tensors.
 
 The engine holds the very model that is trained, so there is nothing to copy between a step and the next rollout, and
-what samples, what learns and what serves is one network. Answers are sampled at temperature 1 from all tokens, which is
+what samples, what learns and what serves is one network (the C++ kernels, where they are asked for, have the weights in
+a layout of their own, made anew each time). Answers are sampled at temperature 1 from all tokens, which is
 the policy itself, and come back with what the trainer needs to see them as they were: the log-probability of each token
 as it was sampled and the experts that each token met.
 """
@@ -20,9 +21,12 @@ from leadline.engine.engine import Engine, EngineConfig
 from leadline.engine.llm import LLM
 from leadline.engine.scheduler import SchedulerConfig
 from leadline.engine.types import CompletionOutput, SamplingParams
-from leadline.errors import ResourceError, TrainingError
+from leadline.errors import ConfigError, ResourceError, TrainingError
 from leadline.model.cache import PAGE_SIZE
+from leadline.model.cpu import CpuModel
+from leadline.model.packed import pack_model
 from leadline.model.transformer import DeepseekV2
+from leadline.ops.cpu import native
 from leadline.tokenizer import Tokenizer
 
 Messages = Sequence[dict[str, str]]
@@ -30,10 +34,12 @@ Messages = Sequence[dict[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """`sequences` answers are written at once, with `pass_tokens` tokens in a pass at most."""
+    """`sequences` answers are written at once, with `pass_tokens` tokens in a pass at most. With `kernels` the engine
+    runs the C++ kernels, for which the weights are laid out anew before each rollout."""
 
     sequences: int = 256
     pass_tokens: int = 2048
+    kernels: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,9 @@ class Rollouts:
     """`model` is shared, not copied; `longest` bounds prompt and answer together."""
 
     def __init__(self, model: DeepseekV2, tokenizer: Tokenizer, config: RolloutConfig, longest: int) -> None:
-        self.tokenizer, self.longest = tokenizer, longest
+        if config.kernels and (native.choose() is None or model.device.type != "cpu" or not model.config.is_mla):
+            raise ConfigError("rollout.kernels needs the C++ kernels, the CPU and latent attention")
+        self.model, self.kernels = model, config.kernels
         pages = config.sequences * -(-longest // PAGE_SIZE)
         check_memory(model, pages * PAGE_SIZE)
         settings = EngineConfig(
@@ -86,6 +94,7 @@ class Rollouts:
         self.engine = Engine(model, tokenizer, settings)
         self.llm = LLM.of(self.engine, tokenizer)
         self.pace = Pace()
+        self.repack_seconds = 0.0  # of the last rollout
 
     def sample(
         self, questions: Sequence[Messages], group: int, max_tokens: int, seeds: Sequence[int]
@@ -102,14 +111,22 @@ class Rollouts:
         return [answers[0] for answers in self._ask(questions, params)]
 
     def _ask(self, questions: Sequence[Messages], params: Sequence[SamplingParams]) -> list[list[Answer]]:
-        """The prefix cache is emptied first: it holds what other weights computed."""
-        self.engine.reset_prefix_cache()
+        self._renew()
         started = time.perf_counter()
         outputs = self.llm.chat(questions, params)
         answers = [[_answer(output.prompt_ids, each) for each in output.outputs] for output in outputs]
         self.pace.seconds += time.perf_counter() - started
         self.pace.tokens += sum(len(answer.ids) for group in answers for answer in group)
         return answers
+
+    def _renew(self) -> None:
+        """The weights have moved: the prefix cache holds what others computed, packed weights are those of before."""
+        self.engine.reset_prefix_cache()
+        if self.kernels:
+            started = time.perf_counter()
+            packed = CpuModel(self.model.config, pack_model(self.model), dtype=self.model.dtype)
+            self.engine.model_runner.model = packed
+            self.repack_seconds = time.perf_counter() - started
 
 
 def _answer(prompt_ids: tuple[int, ...], output: CompletionOutput) -> Answer:

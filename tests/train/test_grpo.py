@@ -18,6 +18,7 @@ from leadline.cli import run
 from leadline.errors import ConfigError, DataError, ResourceError, UserError
 from leadline.model.batch import ForwardBatch
 from leadline.model.config import ModelConfig
+from leadline.ops.cpu import native
 from leadline.tokenizer import Tokenizer
 from leadline.train import checkpoints, rollout
 from leadline.train.config import OptimizerConfig
@@ -148,6 +149,20 @@ def test_a_cache_that_does_not_fit_is_refused(config: GrpoConfig, monkeypatch: p
 
 
 MACHINE = read_machine()
+
+
+def test_with_kernels_the_weights_are_laid_out_anew(config: GrpoConfig) -> None:
+    """Other orders of sums than PyTorch's, over the weights as they are after every update."""
+    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, kernels=True))
+    if native.choose() is None:
+        with pytest.raises(ConfigError, match=r"rollout.kernels needs the C\+\+ kernels"):
+            make_trainer(config)
+        return
+    trainer = toy_trainer(config)
+    for _ in range(2):
+        told = trainer.train_step()
+        assert told["logprob_gap_max"] < 1e-3
+        assert told["repack_seconds"] > 0
 
 
 # ---- the gradient
