@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STAGES="documents recall chats tokenizer shards alignment check pretrain extend sft helpful safety grpo align install gates"
+STAGES="documents recall chats tokenizer shards alignment check pretrain extend sft average helpful safety grpo differences align install gates"
 RUNS=runs/embedded
 DATA=$RUNS/data
 RECIPES=recipes/embedded
@@ -39,8 +39,9 @@ run_stage() {
         recall) python "$RECIPES/recall.py" "$DATA" ;;
         shards) shards corpus; shards long ;;
         pretrain | extend | sft) train "$1" "$1" ;;
+        average) python "$RECIPES/average.py" "$RUNS/pretrain/model" "$RUNS/sft/model" 0.6 "$RUNS/average/model" ;;
         helpful | safety) train reward "$1" ;;
-        grpo | align) train grpo "$1" ;;
+        grpo | differences | align) train grpo "$1" ;;
         install) cp "$RUNS"/align/model/* leadline/embedded/model/ ;;
         gates)
             python "$RECIPES/ngram_baseline.py" "$DATA/pretrain"

@@ -181,7 +181,7 @@ WISHES = {"train": 4000, "valid": 200}
 
 def alignment(raw: Path, out: Path) -> None:
     """Pairs for the two reward models, and questions for the two stages of GRPO, from the conversations in OUT/sft."""
-    sums_asked = list(sums.questions())
+    asked = {"sums": list(sums.questions()), "differences": list(sums.questions(seed=34, additions=0.2))}
     for place, name in enumerate(("train", "valid")):
         known = [document for document in sources.read_jsonl(out / "sft" / f"{name}.jsonl")
                  if document["messages"][-1]["role"] == "assistant"]  # fmt: skip
@@ -191,7 +191,7 @@ def alignment(raw: Path, out: Path) -> None:
         made: dict[str, list[Any]] = {
             "preferences/helpful": preferences.in_order(helpful, seed=80 + place),
             "preferences/safety": preferences.in_order(safety, seed=90 + place),
-            "questions/sums": sums_asked[:-300] if name == "train" else sums_asked[-300:],
+            **{f"questions/{kind}": found[:-300] if name == "train" else found[-300:] for kind, found in asked.items()},
             "questions/wishes": wishes[: WISHES[name]],
         }
         for folder, records in made.items():

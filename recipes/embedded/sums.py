@@ -199,12 +199,17 @@ def conversations(count: int = 16_000, seed: int = 31) -> Iterator[Turns]:
         yield exchange(rng) + (exchange(rng) if rng.random() < 0.05 else [])
 
 
-def questions(count: int = 8000, seed: int = 33) -> Iterator[dict[str, object]]:
-    """Plain questions with their results, each once, for GRPO: none is asked by an evaluation, few in `conversations`."""
+def questions(count: int = 8000, seed: int = 33, *, additions: float = 1.0) -> Iterator[dict[str, object]]:
+    """Plain questions with their results, each once, for GRPO: none is asked by an evaluation, few in `conversations`.
+
+    Of the additions only a share is kept: a model that has learned them learns more from differences.
+    """
     rng, seen = random.Random(seed), set[str]()
     while len(seen) < count:
         each = draw_sum(rng)
         question = ask(each, rng)
+        if each.operation == "+" and rng.random() >= additions:
+            continue
         if each.result >= 0 and each.operation != "*" and max(each.a, each.b) >= 10 and question not in seen:
             seen.add(question)
             yield {"messages": [{"role": "user", "content": question}], "answer": str(each.result)}

@@ -97,20 +97,21 @@ def test_questions_have_the_results_that_verify_them(recipe: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("pretrain", TrainConfig), ("extend", TrainConfig), ("sft", TrainConfig), ("helpful", RewardConfig),
-     ("safety", RewardConfig), ("grpo", GrpoConfig), ("align", GrpoConfig)],
+     ("safety", RewardConfig), ("grpo", GrpoConfig), ("differences", GrpoConfig), ("align", GrpoConfig)],
 )  # fmt: skip
 def test_the_recipes_are_ones_that_their_stages_take(name: str, kind: type[Any]) -> None:
     load(kind, RECIPE / f"{name}.toml").check()
 
 
 def test_each_stage_starts_from_the_one_before() -> None:
-    names = ("extend", "sft", "helpful", "safety", "grpo", "align")
+    names = ("extend", "sft", "helpful", "safety", "grpo", "differences", "align")
     starts = {
         name: re.search(r'^init = "runs/embedded/(\w+)/model"', (RECIPE / f"{name}.toml").read_text(), re.M)
         for name in names
     }
     assert {name: found and found[1] for name, found in starts.items()} == {
-        "extend": "pretrain", "sft": "extend", "helpful": "sft", "safety": "sft", "grpo": "sft", "align": "grpo",
+        "extend": "pretrain", "sft": "extend", "helpful": "average", "safety": "average", "grpo": "average",
+        "differences": "grpo", "align": "differences",
     }  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def test_the_script_goes_on_where_it_was_and_passes_settings(tmp_path: Path) -> 
     code, calls = script("raw")
     assert code == 0
     stages = [call.split()[3].removeprefix("recipes/embedded/") for call in calls if call.startswith("leadline train")]
-    assert stages == ["sft.toml", "helpful.toml", "safety.toml", "grpo.toml", "align.toml"]
+    assert stages == ["sft.toml", "helpful.toml", "safety.toml", "grpo.toml", "differences.toml", "align.toml"]
     assert calls[-1] == "python -m pytest tests/e2e/test_embedded.py"
     assert (tmp_path / "leadline/embedded/model/config.json").exists()
     assert script("raw") == (0, [])
