@@ -2,7 +2,7 @@
 
     python benchmarks/serving_load.py                             # steps up to the limit, and the table
     python benchmarks/serving_load.py --accounts                  # with keys, holds and bills
-    python benchmarks/serving_load.py --streams 300 --seconds 1800 --output DIR    # memory over half an hour
+    python benchmarks/serving_load.py --ticks --accounts --streams 100 --seconds 1800     # memory over half an hour
 
 The server is leadline's own, with an engine that has no model: its answers go through the checks, the streaming
 decoder, the accounts and the events as any answer does, and each token is the moment, on the machine's clock, at which
@@ -195,7 +195,10 @@ async def load(url: str, key: str, streams: int, seconds: float) -> dict[str, fl
         readers.append(reader)
         if number % 50 == 49:
             await asyncio.sleep(0.05)
-    await asyncio.sleep(WARM_SECONDS)
+    for _ in range(60):
+        await asyncio.sleep(WARM_SECONDS)
+        if all(reader.status for reader in readers):
+            break
     assert all(reader.status == b"HTTP/1.1 200" for reader in readers), {reader.status for reader in readers}
     seen.clear()
     cpu, start = time.process_time(), time.monotonic()
@@ -270,7 +273,7 @@ def row(result: dict[str, Any]) -> str:
     return (
         f"| {result['way']} | {result['streams']} | {result['tokens_per_second']:,.0f} | {result['p50_ms']:.1f} "
         f"| {result['p99_ms']:.1f} | {result['max_ms']:.1f} | {result['server_cpu']:.0%} | {result['client_cpu']:.0%} "
-        f"| {result['memory'][-1][1]:.0f} |"
+        f"| {result['memory'][-1][1]:.0f} | {growth(result['memory'][len(result['memory']) // 4 :]):+.2f} |"
     )
 
 
@@ -281,8 +284,8 @@ def table(results: list[dict[str, Any]], machine: str) -> str:
         f"{RATE:.0f} tokens a second and stream; milliseconds from the engine's emission to the client's read.",
         machine,
         "",
-        "| tokens come | streams | tokens/s | p50 | p99 | max | server CPU | client CPU | server MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| tokens come | streams | tokens/s | p50 | p99 | max | server CPU | client CPU | MiB | MiB a minute |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         *map(row, results),
         "",
         *(f"The most with p99 under {LIMIT_MS:.0f} ms, {way}: **{best}**." for way, best in held(results).items()),
@@ -305,7 +308,7 @@ def held(results: list[dict[str, Any]]) -> dict[str, int]:
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     results = []
-    for ticks in (False, True):
+    for ticks in (True,) if arguments.ticks else (False, True):
         way = ("ticks" if ticks else "spread") + (", accounts" if arguments.accounts else "")
         for streams in [arguments.streams] if arguments.streams else STEPS:
             result = measure(streams, arguments.seconds, ticks=ticks, accounts=arguments.accounts) | {"way": way}
