@@ -262,6 +262,17 @@ def test_search_finds_english_and_chinese(ada: Visitor) -> None:
         expect(ada.questions.last).to_contain_text(title)
 
 
+def test_search_opens_the_branch_of_what_it_found(ada: Visitor) -> None:
+    ada.ask("The first wording")
+    ada.edit_last("Another version")
+    ada.page.keyboard.press("Control+k")
+    ada.page.get_by_role("combobox", name="Search").fill("wording")
+    expect(ada.page.get_by_role("option").filter(has_text="first wording").first).to_be_visible()
+    ada.page.get_by_role("option").filter(has=ada.page.locator("mark")).last.click()
+    expect(ada.questions.last).to_contain_text("The first wording")
+    expect(ada.questions.last).to_contain_text("1 / 2")
+
+
 def test_rename_pin_delete_and_undo(ada: Visitor) -> None:
     ada.ask("Hello there")
     expect(ada.history).to_have_count(1)

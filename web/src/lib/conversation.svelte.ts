@@ -253,7 +253,7 @@ export class Conversation {
     const apply = (): void => {
       frame = 0
       const message = this.find(id)
-      if (!message || !text) return
+      if (!message || !text || message.status !== 'running') return // stopped meanwhile: what is stored is all there is
       message.content += text
       message.offset = offset
       text = ''
