@@ -158,7 +158,8 @@ def test_the_systemd_unit_verifies() -> None:
     assert "ExecStart=" in unit.read_text(encoding="utf-8")
     if verify := shutil.which("systemd-analyze"):
         done = subprocess.run([verify, "verify", str(unit)], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
+        complaints = [line for line in done.stderr.splitlines() if unit.name in line]  # not of the machine's own units
+        assert (done.returncode, complaints) == (0, [])
 
 
 def test_the_example_of_a_configuration_is_understood(
