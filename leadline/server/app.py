@@ -58,7 +58,8 @@ def create_app(
         redirect_slashes=False,
     )
     errors.install(app, settings.retry_after_seconds)
-    _add_pages(app, service, platform)
+    _add_index(app, service, platform)
+    _add_probes(app, service, platform)
     router = build_router(service)
     for prefix in PREFIXES:
         app.include_router(router, prefix=prefix)
@@ -73,7 +74,8 @@ def create_app(
     return app
 
 
-def _add_pages(app: FastAPI, service: CompletionService, platform: Platform | None) -> None:
+def _add_index(app: FastAPI, service: CompletionService, platform: Platform | None) -> None:
+    """The website and its files, if there are accounts; at `/` a person gets the page and a program what is served."""
     pages = None if platform is None else Pages()
     if pages is not None:
         pages.add_to(app)
@@ -93,6 +95,8 @@ def _add_pages(app: FastAPI, service: CompletionService, platform: Platform | No
             }
         )
 
+
+def _add_probes(app: FastAPI, service: CompletionService, platform: Platform | None) -> None:
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
