@@ -45,11 +45,10 @@ def _stage(name: str, recipe: Path, overrides: tuple[str, ...]) -> int:
 
 
 def _ended(complete: bool, out: Path) -> int:
-    if complete:
-        print(f"complete: {out / 'model'}")
-        return 0
-    print("stopped and saved; the same command goes on from here")
-    return 130
+    told = f"complete: {out / 'model'}" if complete else "stopped and saved; the same command goes on from here"
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, the first tells
+        print(told)
+    return 0 if complete else 130
 
 
 @app.command

@@ -192,3 +192,20 @@ def test_a_signal_saves_and_the_same_command_goes_on(config: TrainConfig, tmp_pa
     straight = dataclasses.replace(config, out=tmp_path / "straight")
     assert trainer(straight).run()
     assert same(newest(config), newest(straight))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_torchrun_starts_two_processes_that_export_one_model(config: TrainConfig, file: Path, tmp_path: Path) -> None:
+    alone = dataclasses.replace(config, out=tmp_path / "alone")
+    assert trainer(alone).run()
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "leadline"]
+    layout = ["--set", "parallel.data=shard", "--set", "parallel.experts=2"]
+    done = subprocess.run(
+        [*start, "train", "pretrain", str(file), *layout], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"complete: {config.out}/model\n"
+    losses = [[record["loss"] for record in records(each) if "loss" in record] for each in (alone, config)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert (config.out / "model/config.json").is_file()
