@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from leadline.ops.attention import causal_softmax, causal_softmax_backward
 from leadline.ops.dispatch import OPS, Op
 from leadline.ops.experts import gated_sum, gated_sum_backward, sum_slots, swiglu, swiglu_backward
 from leadline.ops.norm import rms_norm
@@ -20,7 +19,6 @@ from leadline.ops.rotary import rotate_interleaved
 MIN_ELEMENTS = 1 << 12
 FIXED = (rms_norm, rotate_interleaved, swiglu, swiglu_backward, gated_sum, gated_sum_backward, sum_slots)
 OF_THE_TRAINER = ("softmax_nll",)  # registered by the package above, when it is there
-RAGGED = (causal_softmax, causal_softmax_backward)
 
 
 def enable(device: str = "cpu") -> bool:
@@ -32,9 +30,8 @@ def enable(device: str = "cpu") -> bool:
     if any(kernel.name == name for kernel in swiglu.kernels):
         return True
     fixed: tuple[Op[..., Any], ...] = (*FIXED, *(OPS[name] for name in OF_THE_TRAINER if name in OPS))
-    ragged = () if on_gpu else RAGGED
-    for op in (*fixed, *ragged):
-        _register(op, name, on_gpu=on_gpu, dynamic=True if op in ragged else None)
+    for op in fixed:
+        _register(op, name, on_gpu=on_gpu)
     return True
 
 
@@ -49,6 +46,6 @@ def _compiles(device: str) -> bool:
     return True
 
 
-def _register(op: Op[..., Any], name: str, *, on_gpu: bool, dynamic: bool | None) -> None:
-    compiled = torch.compile(op.reference, dynamic=dynamic)
+def _register(op: Op[..., Any], name: str, *, on_gpu: bool) -> None:
+    compiled = torch.compile(op.reference)
     op.kernel(name, when=lambda x, *_: x.is_cuda == on_gpu and x.numel() >= MIN_ELEMENTS)(compiled)

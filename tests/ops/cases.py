@@ -85,6 +85,7 @@ def expanded_case(*lengths: int, heads: int = 4, keys: int = 4, width: int = 24,
 
 EXPANDED = [
     Case("documents", expanded_case(9, 1, 14), (0, 1, 2)),
+    Case("documents of several blocks", expanded_case(150, 9, 64, 65, heads=2, keys=2), (0, 1, 2)),
     Case("values as wide as keys", expanded_case(9, 5, value=24), (0, 1, 2)),
     Case("values wider than keys", expanded_case(9, 5, width=16, value=24), (0, 1, 2)),
     Case("grouped heads", expanded_case(12, 3, keys=2, value=24), (0, 1, 2)),
@@ -94,17 +95,6 @@ EXPANDED = [
     Case("no tokens", expanded_case(0)),
     Case("no documents", expanded_case()),
 ]
-
-CAUSAL = [
-    Case("scores", lambda dtype: (normal(3, 9, 9, dtype=dtype), 0.7), (0,)),
-    Case("one token", lambda dtype: (normal(3, 1, 1, dtype=dtype), 0.7), (0,)),
-    Case("large scores", lambda dtype: (normal(2, 5, 5, dtype=dtype) * 200, 1.0)),
-]
-
-
-def causal_backward(dtype: torch.dtype) -> tuple[Any, ...]:
-    weights = normal(3, 9, 9, dtype=torch.float64).tril().softmax(-1).tril().to(dtype)
-    return normal(3, 9, 9, seed=1, dtype=dtype), weights, 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,8 +362,6 @@ CASES: dict[str, list[Case]] = {
     "rotate_interleaved": ROTARY,
     "rotate_halves": ROTARY,
     "expanded_attention": EXPANDED,
-    "causal_softmax": CAUSAL,
-    "causal_softmax_backward": [Case("weights", causal_backward)],
     "absorbed_attention": [
         *over_pages(absorbed_attention_case, (0,)),
         *(
