@@ -240,8 +240,9 @@ def _short_documents(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], sca
 
 @expanded_attention.kernel("documents", when=_short_documents)
 def _expanded_documents(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, starts: Sequence[int], scale: float) -> Tensor:
-    out_THV: Tensor = _DocumentAttention.apply(q_THK, k_THK, v_THV, group_documents(tuple(starts)), scale)  # type:
-    ignore[no-untyped-call] return out_THV
+    groups = group_documents(tuple(starts))
+    out_THV: Tensor = _DocumentAttention.apply(q_THK, k_THK, v_THV, groups, scale)  # type: ignore[no-untyped-call]
+    return out_THV
 
 
 @op
