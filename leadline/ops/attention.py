@@ -135,9 +135,9 @@ class _DocumentAttention(torch.autograd.Function):
         results = [torch.empty_like(x) for x in (q_HNK, k_HNK, v_HNV)]
         kept = iter(weights)
         for rows, shape in _group_rows(ctx.groups):
-            inputs = (x[:, rows].reshape(-1, shape[1], x.shape[2]) for x in (q_HNK, k_HNK, v_HNV, grad_HNV))
+            q, k, v, grad_out = (x[:, rows].reshape(-1, shape[1], x.shape[2]) for x in (q_HNK, k_HNK, v_HNV, grad_HNV))
             blocks = [(a, b, next(kept)) for a, b in _blocks(shape[1])]
-            for result, grad in zip(results, _block_gradients(*inputs, blocks), strict=True):
+            for result, grad in zip(results, _block_gradients(q, k, v, grad_out, blocks), strict=True):
                 result[:, rows] = grad.view(heads, -1, grad.shape[2])
         q_grad, k_grad, v_grad = (grad[:, places].transpose(0, 1) for grad in results)
         return q_grad * ctx.scale, k_grad, v_grad, None, None

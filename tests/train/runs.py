@@ -105,6 +105,7 @@ def source(config: TrainConfig) -> PackedCorpus:
 
 def trainer(config: TrainConfig, data: DataSource | None = None) -> Trainer:
     """A trainer from random weights, measured on the first documents of the held-out split."""
+    torch.set_num_threads(config.threads or torch.get_num_threads())  # as `prepare` does; the same bits need it
     model = DeepseekV2(config.model)
     model.initialise(torch.Generator().manual_seed(config.seed))
     batches, size = held_out(config.data, "valid", config.sequence_length, limit=200)
