@@ -145,6 +145,7 @@ def live_site(
     server: ServerSettings | None = None,
     options: Any = None,
     fresh: bool = True,
+    grace: int = 1,
     **engine: Any,
 ) -> Generator[Site, None, None]:
     """A platform with `options` for its settings, over a fake engine made with `engine`."""
@@ -154,7 +155,7 @@ def live_site(
     given = {"price": price, "durable": False, "requests_per_minute": 100_000, "concurrency": 1000, **(options or {})}
     settings = PlatformSettings(folder, **given)
     platform = Platform(settings, passwords=Passwords(HASHER))
-    with live_server(tokenizer, server, platform=platform, **engine) as live:
+    with live_server(tokenizer, server, platform=platform, grace=grace, **engine) as live:
         site = Site(live, platform)
         with contextlib.closing(site):
             yield site

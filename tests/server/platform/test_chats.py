@@ -438,6 +438,29 @@ def test_when_the_server_stops_answers_are_stored_and_settled(tokenizer: Tokeniz
         assert second.faults() == []
 
 
+def test_a_stopping_server_lets_the_answers_that_are_watched_finish(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with live_site(
+            tokenizer, tmp_path, grace=20, context_length=2048, tokens_per_second=50, answer=ANSWER * 40
+        ) as site:
+            person = Person(site)
+            chat = person.chat(max_tokens=60)
+            person.say(chat)
+            url, cookies = f"{site.url}/api/chats/{chat}/messages/2/stream", dict(person.http.cookies)
+
+            def watch() -> Any:
+                with (
+                    httpx2.Client(cookies=cookies, timeout=20) as browser,
+                    browser.stream("GET", url) as response,
+                ):
+                    return list(events(response))
+
+            seen = pool.submit(watch)
+            wait_until(lambda: person.message(chat, 2)["usage"]["completion_tokens"] > 5, 20)
+        done = seen.result()[-1]["message"]
+    assert (done["status"], done["usage"]["completion_tokens"]) == ("done", 60)
+
+
 # ---- temporary chats -----------------------------------------------------------------------------------------------
 
 
