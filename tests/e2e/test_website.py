@@ -333,6 +333,9 @@ def test_export_and_import_give_the_same_chats(ada: Visitor, tmp_path: Path) -> 
         ada.menu("More about this chat", "Export as Markdown")
     download.value.save_as(tmp_path / "chat.md")
     assert "First question, otherwise" in (tmp_path / "chat.md").read_text()
+    ada.menu(re.compile("Account and more"), "Settings")
+    ada.page.locator("dialog input[type=file]").set_input_files(tmp_path / "chat.md")
+    expect(ada.history).to_have_count(3)
 
 
 # ---- the platform -----------------------------------------------------------------------------------------------
@@ -458,6 +461,20 @@ def test_a_lost_connection_is_taken_up_where_it_broke(ada: Visitor) -> None:
     ada.ended()
     numbers = [int(number) for number in re.findall(r"(\d+) fathoms,", ada.answers.last.inner_text())]
     assert numbers == list(range(len(numbers)))
+
+
+def test_a_server_that_is_away_is_said_and_tried_again(ada: Visitor) -> None:
+    ada.page.route("**/api/session", lambda route: route.abort(), times=1)
+    ada.page.reload()
+    expect(ada.page.get_by_role("heading", name="The server is not there")).to_be_visible()
+    ada.button("Try again").click()
+    expect(ada.composer).to_be_visible()
+    ada.page.route("**/PlatformPage-*.js", lambda route: route.abort())
+    ada.menu(re.compile("Account and more"), "API platform")
+    expect(ada.page.get_by_role("heading", name="The server is not there")).to_be_visible()
+    ada.page.unroute("**/PlatformPage-*.js")
+    ada.button("Try again").click()
+    expect(ada.page.get_by_role("heading", name="Quick start")).to_be_visible()
 
 
 def test_a_full_chat_offers_a_new_one_that_carries_on(ada: Visitor) -> None:

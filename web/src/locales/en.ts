@@ -112,7 +112,7 @@ export const en = {
   'idea.code3': 'How do I find the largest files in a folder with the shell?',
   import: 'Import chats',
   'import.done': '{count} chats were imported.',
-  'import.hint': 'An export holds every branch; importing it gives the same chats again.',
+  'import.hint': 'A JSON export holds every branch; importing it gives the same chats again. A Markdown export holds the branch that was shown.',
   'import.notJson': '{name} is not JSON.',
   'invites.cancel': 'Cancel invitation {id}',
   'invites.days': 'Valid for days',

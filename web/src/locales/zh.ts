@@ -114,7 +114,7 @@ export const zh: Words = {
   'idea.code3': '怎样用命令行找出文件夹里最大的文件？',
   import: '导入对话',
   'import.done': '已导入 {count} 个对话。',
-  'import.hint': '导出文件包含所有分支，导入后得到同样的对话。',
+  'import.hint': 'JSON 导出包含所有分支，导入后得到同样的对话；Markdown 导出只含当前显示的分支。',
   'import.notJson': '{name} 不是 JSON。',
   'invites.cancel': '取消邀请 {id}',
   'invites.days': '有效天数',
