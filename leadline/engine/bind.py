@@ -8,7 +8,6 @@ from torch import Tensor
 from leadline.checkpoint.load import FoundModel, packed_regions, torch_model
 from leadline.checkpoint.quantised import Placement
 from leadline.checkpoint.regions import Weights
-from leadline.model.cache import PACKED
 from leadline.model.cpu import CpuModel
 from leadline.model.packed import MODEL, PackedWeights, pack_model
 from leadline.model.transformer import DeepseekV2
@@ -16,7 +15,7 @@ from leadline.ops.cpu import native
 from leadline.ops.cpu.layout import Packed, unpack
 
 BOUND_TYPES = ("float32", "bfloat16")
-UNBOUND_CACHES = (*PACKED, "float16")
+UNBOUND_CACHES = ("float16",)
 
 
 def bind(

@@ -26,7 +26,7 @@ from leadline.model.transformer import ModelOutput
 from leadline.ops.cpu import native
 from leadline.ops.cpu.layout import Packed
 
-CACHE_TYPES = (torch.bfloat16, torch.float32)
+CACHE_TYPES = ("bfloat16", "float32", "int8", "6bit")
 
 
 class CpuModel:
@@ -124,8 +124,9 @@ class CpuModel:
         they stand until the next pass."""
         cache = batch.cache
         assert cache is not None and batch.slots is not None and batch.page_tables is not None
-        if cache.storage.dtype not in CACHE_TYPES:
-            raise ConfigError(f"the CPU kernels keep the cache in bfloat16 or float32, not {cache.storage.dtype}")
+        kind = str(cache.storage.dtype).removeprefix("torch.") if cache.format is None else cache.format.name
+        if kind not in CACHE_TYPES:
+            raise ConfigError(f"the CPU kernels keep the cache in {', '.join(CACHE_TYPES)}, not {kind}")
         self._reach(max(batch.context_lens, default=0))
         count = len(tokens_T)
         if self._hidden.shape[0] < count:
@@ -144,7 +145,8 @@ class CpuModel:
             cache.page_size,
             cache.storage.data_ptr(),
             cache.storage.stride(0) * cache.storage.element_size(),
-            cache.storage.dtype == torch.bfloat16,
+            kind,
+            0 if cache.format is None else cache.format.group,
             self._cos.data_ptr(),
             self._sin.data_ptr(),
             self._hidden.data_ptr(),

@@ -12,7 +12,7 @@ from leadline.checkpoint.recipes import Recipe
 from leadline.checkpoint.synthetic import random_regions
 from leadline.engine.bind import from_regions
 from leadline.model.batch import ForwardBatch
-from leadline.model.cache import PagedCache
+from leadline.model.cache import PagedCache, latent_format
 from leadline.model.config import ModelConfig
 from leadline.model.cpu import CpuModel
 from leadline.model.packed import pack_model
@@ -43,8 +43,10 @@ def everywhere(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, num_experts_per_tok=config.n_routed_experts, topk_method="greedy")
 
 
-def new_cache(config: ModelConfig, pages: int = 16, dtype: torch.dtype = torch.float32) -> PagedCache:
-    return PagedCache(config, pages, dtype=dtype)
+def new_cache(config: ModelConfig, pages: int = 16, kind: str = "float32") -> PagedCache:
+    packed = latent_format(config, kind)
+    dtype = torch.uint8 if packed is not None else getattr(torch, kind)
+    return PagedCache(config, pages, dtype=dtype, format=packed)
 
 
 def tokens_of(config: ModelConfig, count: int, seed: int = 0) -> Tensor:

@@ -29,10 +29,10 @@ def bound(name: str, mode: str) -> CpuModel:
 
 
 @functools.cache
-def alone(name: str, mode: str, dtype: torch.dtype = torch.float32) -> Tensor:
+def alone(name: str, mode: str, kind: str = "float32") -> Tensor:
     """Every token's logits, the sequence whole and by itself."""
     config = CONFIGS[name]
-    return run(bound(name, mode), new_cache(config, dtype=dtype), tokens_of(config, LENGTH), [0], [LENGTH], [PAGES])
+    return run(bound(name, mode), new_cache(config, kind=kind), tokens_of(config, LENGTH), [0], [LENGTH], [PAGES])
 
 
 each_mode = pytest.mark.parametrize("mode", MODES)
@@ -54,11 +54,11 @@ def test_cut_at_any_place_the_numbers_are_the_same(name: str, mode: str) -> None
 
 
 @each_mode
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_token_by_token_the_numbers_are_the_same(mode: str, dtype: torch.dtype) -> None:
-    config, model, cache = CONFIGS["lite"], bound("lite", mode), new_cache(CONFIGS["lite"], dtype=dtype)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "6bit"])
+def test_token_by_token_the_numbers_are_the_same(mode: str, kind: str) -> None:
+    config, model, cache = CONFIGS["lite"], bound("lite", mode), new_cache(CONFIGS["lite"], kind=kind)
     ids = tokens_of(config, LENGTH)
-    expected = alone("lite", mode, dtype)
+    expected = alone("lite", mode, kind)
     for place in range(LENGTH):
         assert torch.equal(run(model, cache, ids[place : place + 1], [place], [1], [PAGES])[0], expected[place]), place
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "latent.h"
 #include "rows.h"
 #include "simd.h"
 
@@ -106,16 +107,27 @@ inline void soften(float* scores, int visible, float* most, float* sum) {
     *sum = sum_lanes(total);
 }
 
-template <bool HALF>
-void segment_of(const float* q, int64_t stride, int queries, float scale, const Context& context, int64_t first,
-                int visible, float* out, int64_t out_stride, float* most, float* sum) {
-    const void* rows[kSegment + kScoreBlock];
-    const size_t row_bytes = static_cast<size_t>(context.width) * (HALF ? 2 : 4);
+// Where the rows from `first` on are; packed ones are taken apart into `room`, (visible, width).
+inline void find_rows(const Context& context, int64_t first, int visible, float* room, const void** rows) {
+    const int size = context.page_size;
     for (int t = 0; t < visible; ++t) {
-        const int64_t place = first + t;
-        const int64_t slot = context.pages[place / context.page_size] * context.page_size + place % context.page_size;
-        rows[t] = static_cast<const char*>(context.rows) + static_cast<size_t>(slot) * row_bytes;
+        const int64_t page = context.pages[(first + t) / size], offset = (first + t) % size;
+        if (context.format != RowFormat::packed) {
+            const size_t bytes = static_cast<size_t>(context.width) * (context.format == RowFormat::bf16 ? 2 : 4);
+            rows[t] = static_cast<const char*>(context.rows) + static_cast<size_t>(page * size + offset) * bytes;
+            continue;
+        }
+        const Latents& form = context.latents;
+        const uint8_t* start = static_cast<const uint8_t*>(context.rows) + page * size * form.row_bytes();
+        decode_row(start + offset * form.code_bytes(), start + size * form.code_bytes() + offset * form.scale_bytes(),
+                   form, room + static_cast<int64_t>(t) * context.width);
+        rows[t] = room + static_cast<int64_t>(t) * context.width;
     }
+}
+
+template <bool HALF>
+void segment_of(const float* q, int64_t stride, int queries, float scale, const Context& context, const void** rows,
+                int visible, float* out, int64_t out_stride, float* most, float* sum) {
     for (int t = visible; t < visible + kScoreBlock; ++t) rows[t] = rows[visible - 1];
     alignas(64) float weights[kHeads][kSegment];
     for (int i = 0; i < queries; i += kScoreBlock) {
@@ -135,9 +147,11 @@ void segment_of(const float* q, int64_t stride, int queries, float scale, const 
 }
 
 void segment(const float* q, int64_t stride, int queries, float scale, const Context& context, int64_t first,
-             int visible, float* out, int64_t out_stride, float* most, float* sum) {
-    (context.half ? segment_of<true> : segment_of<false>)(q, stride, queries, scale, context, first, visible, out,
-                                                          out_stride, most, sum);
+             int visible, float* room, float* out, int64_t out_stride, float* most, float* sum) {
+    const void* rows[kSegment + kScoreBlock];
+    find_rows(context, first, visible, room, rows);
+    (context.format == RowFormat::bf16 ? segment_of<true> : segment_of<false>)(q, stride, queries, scale, context, rows,
+                                                                             visible, out, out_stride, most, sum);
 }
 
 inline float exp_of(float x) {

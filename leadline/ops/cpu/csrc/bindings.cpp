@@ -108,7 +108,8 @@ void norm(const std::string& isa, uintptr_t x, uintptr_t weight, float eps, int 
 void attend(const std::string& isa, uintptr_t q, int heads, int width, int values, float scale, uintptr_t rows, bool half,
             uintptr_t pages, int page_size, int64_t length, uintptr_t out) {
     const Kernels& k = kernels(isa);
-    const Context context{at<const void>(rows), half, width, values, at<const int64_t>(pages), page_size};
+    const auto format = half ? leadline::RowFormat::bf16 : leadline::RowFormat::f32;
+    const Context context{at<const void>(rows), format, {}, width, values, at<const int64_t>(pages), page_size};
     std::vector<float> next(static_cast<size_t>(leadline::kHeads) * values);
     for (int head = 0; head < heads; head += leadline::kHeads) {
         const int count = heads - head < leadline::kHeads ? heads - head : leadline::kHeads;
@@ -116,7 +117,7 @@ void attend(const std::string& isa, uintptr_t q, int heads, int width, int value
         float most[leadline::kHeads], sum[leadline::kHeads], next_most[leadline::kHeads], next_sum[leadline::kHeads];
         for (int64_t first = 0; first < length; first += leadline::kSegment) {
             const int visible = static_cast<int>(length - first < leadline::kSegment ? length - first : leadline::kSegment);
-            k.segment(at<const float>(q) + static_cast<int64_t>(head) * width, width, count, scale, context, first, visible,
+            k.segment(at<const float>(q) + static_cast<int64_t>(head) * width, width, count, scale, context, first, visible, nullptr,
                       first ? next.data() : to, values, first ? next_most : most, first ? next_sum : sum);
             for (int h = 0; first && h < count; ++h)
                 k.join(to + h * values, most[h], sum[h], next.data() + h * values, next_most[h], next_sum[h], values);
@@ -169,14 +170,18 @@ Model* make_model(const nb::dict& shape, const std::string& isa, int threads) {
 
 void forward(Model& model, int tokens, uintptr_t ids, uintptr_t positions, uintptr_t slots,
              const std::vector<int64_t>& starts, const std::vector<int64_t>& contexts, uintptr_t pages, int page_columns,
-             int page_size, uintptr_t cache, size_t cache_layer_bytes, bool cache_half, uintptr_t cos, uintptr_t sin,
+             int page_size, uintptr_t cache, size_t cache_layer_bytes, const std::string& cache_format, int cache_group, uintptr_t cos, uintptr_t sin,
              uintptr_t hidden) {
     Pass pass;
     pass.tokens = tokens, pass.sequences = static_cast<int>(contexts.size());
     pass.ids = at<const int64_t>(ids), pass.positions = at<const int64_t>(positions), pass.slots = at<const int64_t>(slots);
     pass.starts = starts.data(), pass.contexts = contexts.data();
     pass.pages = at<const int64_t>(pages), pass.page_columns = page_columns, pass.page_size = page_size;
-    pass.cache = at<char>(cache), pass.cache_layer_bytes = cache_layer_bytes, pass.cache_half = cache_half;
+    pass.cache = at<char>(cache), pass.cache_layer_bytes = cache_layer_bytes;
+    pass.cache_format = cache_format == "float32"    ? leadline::RowFormat::f32
+                        : cache_format == "bfloat16" ? leadline::RowFormat::bf16
+                                                     : leadline::RowFormat::packed;
+    pass.latents = {cache_format == "6bit", model.shape().latent, model.shape().rope, cache_group};
     pass.cos = at<const float>(cos), pass.sin = at<const float>(sin), pass.hidden = at<float>(hidden);
     nb::gil_scoped_release release;
     model.forward(pass);

@@ -53,10 +53,23 @@ struct Quantised {
     int group = 0;
 };
 
+// How rows of the cache lie: as float32 or bfloat16, one after the other, or in 8 or 6 bits, a page at a time: the codes
+// of its rows, then their scales.
+enum class RowFormat : int { f32, bf16, packed };
+struct Latents {
+    bool six = false;
+    int latent = 0, rope = 0, group = 0;
+
+    LEADLINE_INLINE int code_bytes() const { return (six ? latent * 3 / 4 : latent) + rope; }
+    LEADLINE_INLINE int scale_bytes() const { return 4 + (six ? 2 * (latent / group) : 4); }
+    LEADLINE_INLINE int row_bytes() const { return code_bytes() + scale_bytes(); }
+};
+
 // The cached rows of one layer that one sequence sees, through its pages.
 struct Context {
     const void* rows = nullptr;
-    bool half = false;  // bfloat16, else float32
+    RowFormat format = RowFormat::f32;
+    Latents latents;
     int width = 0, values = 0;
     const int64_t* pages = nullptr;
     int page_size = 0;
@@ -87,12 +100,17 @@ struct Kernels {
     void (*softmax)(float* logits, int experts);
 
     // `queries` (up to 8) rows of width `context.width`, `stride` apart, over the `visible` tokens from `first` on:
-    // each query's greatest score, the sum of its weights over it, and its weighted values.
+    // each query's greatest score, the sum of its weights over it, and its weighted values. `room` holds a segment's
+    // rows in floats, for those that are packed.
     void (*segment)(const float* q, int64_t stride, int queries, float scale, const Context& context, int64_t first,
-                    int visible, float* out, int64_t out_stride, float* most, float* sum);
+                    int visible, float* room, float* out, int64_t out_stride, float* most, float* sum);
 
     // Joins a later segment's result to what earlier ones gave.
     void (*join)(float* out, float& most, float& sum, const float* next, float next_most, float next_sum, int width);
+
+    // A row of the cache in fewer bits, and back.
+    void (*encode_row)(const float* row, const Latents& form, uint8_t* codes, uint8_t* scales);
+    void (*decode_row)(const uint8_t* codes, const uint8_t* scales, const Latents& form, float* out);
 
     void (*divide)(float* x, float by, int width);
 

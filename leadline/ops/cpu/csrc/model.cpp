@@ -55,6 +55,12 @@ Quantised rows_from(Quantised q, int64_t row) {
     return q;
 }
 
+// A thread's own memory for a segment's rows that are packed.
+float* room(const Pass& pass, int row) {
+    thread_local Buffer<float> rows;
+    return pass.cache_format == RowFormat::packed ? rows.need(static_cast<size_t>(kSegment) * row) : nullptr;
+}
+
 int up_to(int x, int step) { return (x + step - 1) / step * step; }
 
 }  // namespace
@@ -262,7 +268,7 @@ size_t Model::fixed_bytes(const Pass& pass) const {
         for (const Matrix* each : {&w.q, &w.q_a, &w.q_b, &w.kv_a, &w.k_b, &w.v_b, &w.o, &w.gate_up, &w.down, &w.router,
                                    &w.shared_gate_up, &w.shared_down})
             total += *each ? each->bytes * static_cast<size_t>(each->count) : 0;
-    const size_t row = static_cast<size_t>(shape_.row()) * (pass.cache_half ? 2 : 4);
+    const size_t row = pass.row_bytes(shape_.row());
     for (int s = 0; s < pass.sequences; ++s)
         total += static_cast<size_t>(pass.contexts[s]) * row * static_cast<size_t>(shape_.layers);
     return total;
@@ -389,13 +395,23 @@ void Model::place(const Pass& pass, int layer) {
         float* kv = kv_.get() + static_cast<int64_t>(t) * row;
         k_.norm(kv, w.kv_a_norm, shape_.eps, latent, kv);
         rotate(kv + latent, cos, sin, rope / 2, kv + latent);
-        if (pass.cache_half) {
-            k_.to_bf16(kv, reinterpret_cast<uint16_t*>(cache) + pass.slots[t] * row, row);
-        } else {
-            float* to = reinterpret_cast<float*>(cache) + pass.slots[t] * row;
-            for (int i = 0; i < row; ++i) to[i] = finite(kv[i]);
-        }
+        write_row(pass, cache, pass.slots[t], kv);
     });
+}
+
+void Model::write_row(const Pass& pass, char* cache, int64_t slot, const float* row) const {
+    const int width = shape_.row();
+    if (pass.cache_format == RowFormat::packed) {
+        const int64_t page = slot / pass.page_size, offset = slot % pass.page_size;
+        uint8_t* start = reinterpret_cast<uint8_t*>(cache) + page * pass.page_size * pass.latents.row_bytes();
+        k_.encode_row(row, pass.latents, start + offset * pass.latents.code_bytes(),
+                      start + pass.page_size * pass.latents.code_bytes() + offset * pass.latents.scale_bytes());
+    } else if (pass.cache_format == RowFormat::bf16) {
+        k_.to_bf16(row, reinterpret_cast<uint16_t*>(cache) + slot * width, width);
+    } else {
+        float* to = reinterpret_cast<float*>(cache) + slot * width;
+        for (int i = 0; i < width; ++i) to[i] = finite(row[i]);
+    }
 }
 
 // Each head's query in the latent's space (appendix C).
@@ -415,7 +431,7 @@ void Model::absorb(const LayerWeights& w, int tokens) {
 Context Model::context(const Pass& pass, int layer, int sequence) const {
     Context c;
     c.rows = pass.cache + pass.cache_layer_bytes * static_cast<size_t>(layer);
-    c.half = pass.cache_half;
+    c.format = pass.cache_format, c.latents = pass.latents;
     c.width = shape_.row(), c.values = shape_.latent;
     c.pages = pass.pages + static_cast<int64_t>(sequence) * pass.page_columns;
     c.page_size = pass.page_size;
@@ -464,7 +480,7 @@ void Model::attend_segments(const Pass& pass, int layer) {
         const int64_t line = static_cast<int64_t>(item / blocks) * heads + head;
         k_.segment(query_.get() + (static_cast<int64_t>(piece.token) * heads + head) * row, row,
                    std::min(kHeads, heads - head), shape_.scale, context(pass, layer, piece.sequence), piece.first,
-                   piece.visible, parts + line * latent, latent, most + line, sum + line);
+                   piece.visible, room(pass, row), parts + line * latent, latent, most + line, sum + line);
     });
 }
 
@@ -487,8 +503,8 @@ void Model::attend_tokens(const Pass& pass, int layer) {
                 const int64_t line = static_cast<int64_t>(t) * heads + head;
                 float next_most[kHeads], next_sum[kHeads];
                 float* out = first ? next.data() : latent_.get() + line * latent;
-                k_.segment(query_.get() + line * row, row, count, shape_.scale, seen, first, visible, out, latent,
-                           first ? next_most : most_.get() + line, first ? next_sum : sum_.get() + line);
+                k_.segment(query_.get() + line * row, row, count, shape_.scale, seen, first, visible, room(pass, row), out,
+                           latent, first ? next_most : most_.get() + line, first ? next_sum : sum_.get() + line);
                 for (int h = 0; first && h < count; ++h)
                     k_.join(latent_.get() + (line + h) * latent, most_.get()[line + h], sum_.get()[line + h],
                             out + static_cast<int64_t>(h) * latent, next_most[h], next_sum[h], latent);

@@ -39,9 +39,15 @@ struct Pass {
     const int64_t* contexts = nullptr;  // tokens of each sequence after this pass
     const int64_t* pages = nullptr;     // (sequences, page_columns)
     int page_columns = 0, page_size = 0;
-    char* cache = nullptr;  // (layers, rows, row)
+    char* cache = nullptr;  // (layers, rows, row), or (layers, pages, bytes of a page)
     size_t cache_layer_bytes = 0;
-    bool cache_half = false;
+    RowFormat cache_format = RowFormat::f32;
+    Latents latents;
+
+    size_t row_bytes(int width) const {
+        return cache_format == RowFormat::packed ? static_cast<size_t>(latents.row_bytes())
+                                                 : static_cast<size_t>(width) * (cache_format == RowFormat::bf16 ? 2 : 4);
+    }
     const float *cos = nullptr, *sin = nullptr;  // (positions, rope / 2)
     float* hidden = nullptr;                     // out: (tokens, hidden), normed
 };
@@ -131,6 +137,7 @@ class Model {
     void attention(const Pass& pass, int layer);
     void query(const LayerWeights& w, int tokens);
     void place(const Pass& pass, int layer);
+    void write_row(const Pass& pass, char* cache, int64_t slot, const float* row) const;
     void absorb(const LayerWeights& w, int tokens);
     void attend(const Pass& pass, int layer);
     void attend_segments(const Pass& pass, int layer);

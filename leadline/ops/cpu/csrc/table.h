@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "kernels.h"
+#include "latent.h"
 #include "matmul.h"
 #include "rows.h"
 
@@ -14,6 +15,7 @@ inline Kernels table(const char* name) {
     k.name = name;
     k.matmul = matmul, k.swiglu = swiglu, k.quantise = quantise, k.norm = norm, k.add = add, k.combine = combine;
     k.softmax = softmax, k.segment = segment, k.join = join, k.divide = divide;
+    k.encode_row = encode_row, k.decode_row = decode_row;
     k.to_bf16 = to_bf16, k.from_bf16 = from_bf16, k.likeliest = likeliest;
     return k;
 }
