@@ -76,6 +76,9 @@ web:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf leadline/ops/cpu/*.so leadline/ops/cpu/csrc/CMakeFiles leadline/ops/cpu/csrc/.cmake leadline/ops/cpu/csrc/.ninja_* \
+	  leadline/ops/cpu/csrc/CMakeCache.txt leadline/ops/cpu/csrc/CMakeInit.txt leadline/ops/cpu/csrc/build.ninja \
+	  leadline/ops/cpu/csrc/cmake_install.cmake leadline/ops/cpu/csrc/*.a leadline/ops/cpu/csrc/.skbuild-info.json
 	find leadline tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A candidate counts when it starts, is new enough and can make environments: shims and stripped pythons often cannot.
