@@ -72,7 +72,8 @@ def _draw_reward(axes: Axes, steps: list[Record], held_out: list[Record]) -> Non
     low, high = ([record["reward"] + sign * record["group_std"] for record in steps] for sign in (-1, 1))
     axes.fill_between(places, low, high, color="0.9", label="one standard deviation within a group")
     axes.plot(places, rewards, label="sampled answers")
-    for name in sorted(name for name in steps[0] if name.startswith("reward_") and name != "reward_std"):
+    parts = sorted(name for name in steps[0] if name.startswith("reward_") and name != "reward_std")
+    for name in parts if len(parts) > 1 else ():
         axes.plot(places, [record[name] for record in steps], linewidth=0.8, label=name.removeprefix("reward_"))
     given = [record for record in held_out if "held_out_reward" in record]
     axes.plot([r["step"] for r in given], [r["held_out_reward"] for r in given], "o-", label="greedy, held out")
