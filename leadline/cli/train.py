@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from cyclopts import App
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from leadline.train.config import TrainConfig
 
 Recipe = TypeVar("Recipe")
+Stage = Literal["pretrain", "extend", "sft", "reward", "grpo"]
 
 app = App(name="train", help="Train a model: a recipe in TOML, resumable at any moment.")
 
@@ -42,6 +43,19 @@ def _stage(name: str, recipe: Path, overrides: tuple[str, ...]) -> int:
 
     config = _config(recipe, overrides)
     return _ended(getattr(stages, name)(config), config.out)
+
+
+def _export(recipe: Path, folder: Path, stage: Stage, overrides: tuple[str, ...]) -> int:
+    """The step that was written."""
+    from leadline.train import grpo, reward, run, stages
+
+    if stage == "reward":
+        rewarding = _load(reward.RewardConfig, recipe, overrides)
+        return run.export_newest(rewarding, reward.starting_model(rewarding.init), folder)
+    if stage == "grpo":
+        reinforcing = _load(grpo.GrpoConfig, recipe, overrides)
+        return run.export_newest(reinforcing, grpo.language_model(reinforcing.init), folder)
+    return stages.export_newest(_config(recipe, overrides), folder)
 
 
 def _ended(complete: bool, out: Path) -> int:
@@ -113,17 +127,16 @@ def grpo(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
 
 
 @app.command
-def export(recipe: Path, folder: Path, /, *, set: tuple[str, ...] = ()) -> None:
+def export(recipe: Path, folder: Path, /, *, stage: Stage = "pretrain", set: tuple[str, ...] = ()) -> None:
     """Write the newest checkpoint of a run, finished or not, as a model folder.
 
     Args:
         recipe: The recipe of the run, a TOML file.
         folder: Where to write the model.
+        stage: What the recipe is for; recipes of pretrain, extend and sft are of one kind.
         set: Override a field of the recipe, NAME=VALUE; may be repeated.
     """
-    from leadline.train.stages import export_newest
-
-    print(f"step {export_newest(_config(recipe, set), folder)}: {folder}")
+    print(f"step {_export(recipe, folder, stage, set)}: {folder}")
 
 
 @app.command

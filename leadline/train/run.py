@@ -14,9 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+import torch
 from torch import nn
 
+from leadline.checkpoint.save import save_model
 from leadline.errors import ConfigError, DataError
+from leadline.model.reward import RewardModel
+from leadline.model.transformer import DeepseekV2
 from leadline.train import checkpoints
 from leadline.train.config import OptimizerConfig
 from leadline.train.journal import Journal
@@ -130,6 +134,18 @@ class Run(ABC):
             raise ConfigError(f"{found[-1]} was written under another recipe; choose another `out`, or delete it")
         self.optimizer.load(tensors)
         self.step, self.tokens = state.step, state.tokens
+
+
+def export_newest(config: RunConfig, model: DeepseekV2 | RewardModel, folder: Path) -> int:
+    """Write the newest checkpoint of a run of `model`'s shape as a model folder; the step it is from."""
+    config.check()
+    found = checkpoints.complete(config.out / "checkpoints")
+    if not found:
+        raise DataError(f"{config.out} holds no checkpoint")
+    state, tensors = checkpoints.load(found[-1])
+    MasterAdamW(model, config.optimizer).load(tensors)
+    save_model(model, folder, dtype=getattr(torch, config.dtype), tokenizer_from=config.init)
+    return state.step
 
 
 def read_lines(path: Path) -> list[tuple[str, bytes]]:

@@ -373,6 +373,10 @@ def test_a_recipe_trains_and_its_model_opens(
         not torch.equal(a, b)
         for a, b in zip(trained.parameters(), language_model(config.init).parameters(), strict=True)
     )
+    early = tmp_path / "early"
+    assert run(["train", "export", str(recipe), str(early), "--stage", "grpo"]) == 0
+    assert capsys.readouterr().out == f"step 2: {early}\n"
+    assert all(map(torch.equal, trained.parameters(), language_model(early).parameters()))
     assert run(["train", "plot", str(config.out), "--picture", str(tmp_path / "run.svg")]) == 0
     drawn = (tmp_path / "run.svg").read_text()
     assert all(f"<!-- {label} -->" in drawn for label in ("reward", "greedy, held out", "tokens an answer"))

@@ -255,6 +255,8 @@ def test_from_the_command_line(config: RewardConfig, tmp_path: Path, capsys: pyt
     )
     assert run(["train", "reward", str(recipe)]) == 0
     assert f"complete: {config.out}/model" in capsys.readouterr().out
+    assert run(["train", "export", str(recipe), str(tmp_path / "early"), "--stage", "reward"]) == 0
+    assert load_reward_model(tmp_path / "early").score.weight.abs().max() > 0
     assert run(["train", "reward", str(recipe), "--set", "batch=0"]) == 2
     assert "batch must be at least 1" in capsys.readouterr().err
     assert run(["train", "reward", str(recipe), "--set", f"data={tmp_path}/none"]) == 2
