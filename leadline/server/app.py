@@ -6,6 +6,7 @@ then on and closes it when the server stops.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -168,6 +169,8 @@ class RequestContext:
             if started:
                 raise  # uvicorn logs it and cuts the connection, which is all that can still be said
             await errors.error_response(errors.fault(error))(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            pass  # the server stops and its grace is over: one line a connection says so, not a traceback
         finally:
             self._note(scope, request_id.decode("ascii"), time.monotonic() - begun)
 

@@ -102,10 +102,11 @@ def test_a_slow_reader_blocks_nobody(slow: LiveServer) -> None:
     wait_until(lambda: not slow.engine.running)
 
 
-def test_stopping_the_server_frees_the_engine(tokenizer: Tokenizer) -> None:
+def test_stopping_the_server_frees_the_engine(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
     with live_server(tokenizer, tokens_per_second=10, answer=" deep" * 500) as server:
         sock = ask(server, stream=True)
         read_until(sock, b"data: ")
         engine = server.engine
     wait_until(lambda: not engine.running)
     sock.close()
+    assert "Traceback" not in caplog.text
