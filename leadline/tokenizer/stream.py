@@ -2,7 +2,7 @@
 
 Ids stand for bytes, and a character may be spread over several ids: what is given out never ends inside a character,
 nor inside what may become a stop string, and joined together it is what `Tokenizer.decode` gives for all ids at once.
-The work an id takes does not grow with the text before it.
+Neither the work an id takes nor what is kept grows with the text before it.
 """
 
 from __future__ import annotations
@@ -43,17 +43,11 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._matcher = StopMatcher(stop, include_stop=include_stop)
         self._unmatched = min_tokens
-        self._parts: list[str] = []
 
     @property
     def stopped(self) -> str | None:
         """The stop string that ended the text."""
         return self._matcher.stopped
-
-    @property
-    def text(self) -> str:
-        """Everything given out so far."""
-        return "".join(self._parts)
 
     def push(self, token_id: int) -> str:
         """The text that is certain now. Nothing comes after a stop string."""
@@ -61,18 +55,13 @@ class StreamDecoder:
         text = self._utf8.decode(token)
         if self._unmatched > 0 and self.stopped is None:
             self._unmatched -= 1
-            return self._give(text)
-        return self._give(self._matcher.push(text))
+            return text
+        return self._matcher.push(text)
 
     def finish(self) -> str:
         """What was held back; a character that was cut off becomes U+FFFD."""
         text = self._matcher.push(self._utf8.decode(b"", final=True))
-        return self._give(text + self._matcher.finish())
-
-    def _give(self, text: str) -> str:
-        if text:
-            self._parts.append(text)
-        return text
+        return text + self._matcher.finish()
 
 
 class StopMatcher:
