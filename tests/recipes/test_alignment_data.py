@@ -94,6 +94,12 @@ def test_questions_have_the_results_that_verify_them(recipe: Any) -> None:
         assert not held_out(a, b)
 
 
+def test_questions_may_be_differences_alone(recipe: Any) -> None:
+    asked = list(recipe("sums").questions(300, additions=0.0))
+    numbers = [[int(n) for n in re.findall(r"\d+", question["messages"][0]["content"])] for question in asked]
+    assert all(int(question["answer"]) == abs(a - b) for question, (a, b, *_) in zip(asked, numbers, strict=True))
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("pretrain", TrainConfig), ("extend", TrainConfig), ("sft", TrainConfig), ("helpful", RewardConfig),
