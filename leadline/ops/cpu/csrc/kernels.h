@@ -13,6 +13,7 @@ constexpr int kPanel = 16;      // outputs of a panel
 constexpr int kFfnBlock = 64;   // columns of an activation made at a time: one or two whole groups
 constexpr int kSegment = 128;   // tokens of the context whose softmax is made at a time
 constexpr int kHeads = 8;       // heads that read a segment's rows together
+constexpr int kMostWidth = 4096;  // of a row of the cache
 constexpr int kRowBlock = 36;   // rows whose activations are made at a time
 
 enum class Format : int { f32, bf16, int8, int4 };

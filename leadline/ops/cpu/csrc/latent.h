@@ -61,7 +61,6 @@ inline void pack_six(const uint8_t* codes, int group, uint8_t* low, uint8_t* hig
 
 // One row to its codes and its scales.
 void encode_row(const float* row, const Latents& form, uint8_t* codes, uint8_t* scales) {
-    constexpr int kMostWidth = 4096;
     float x[kMostWidth];
     uint8_t plain[kMostWidth];
     for (int i = 0; i < form.latent + form.rope; ++i) x[i] = finite_number(row[i]);

@@ -55,7 +55,7 @@ inline int32_t offset_of(int32_t sum) {
     return BITS == 4 ? -8 * sum : kSigned8 ? 0 : -128 * sum;
 }
 
-// Integer codes. FAR: further blocks of rows read this panel again from cache, so only the first fetches ahead.
+// Integer codes. Later blocks of rows find the panel in cache, so only the first, FETCH, reads ahead.
 template <int MR, int NP, int BITS, int GROUP, bool FETCH>
 void int_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, const TileOut& out) {
     const uint8_t* codes[NP];

@@ -178,6 +178,7 @@ void Model::check() const {
     };
     if (s.experts > kMostExperts || s.top_k > kMostSlots)
         throw std::invalid_argument("more than 1,024 experts, or 64 for a token");
+    if (s.row() > kMostWidth) throw std::invalid_argument("a row of the cache wider than 4,096");
     fits("head", head_, s.vocab, s.hidden);
     if (!norm_ || !embedding_) throw std::invalid_argument("the embedding or the final norm is missing");
     for (const LayerWeights& w : layers_) {
