@@ -38,9 +38,12 @@ def test_what_does_not_fit_is_one_line(tiny_lite_folder: Path, capsys: pytest.Ca
     assert capsys.readouterr().err.startswith("leadline: 100000 + 65 tokens do not fit")
 
 
-@pytest.mark.skipif(native.extension() is None, reason="random weights of a shape need the CPU kernels")
 def test_a_published_shape_with_random_weights(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--shape", "small", "--layers", "2", "--runs", "1", "--json"]
+    if native.extension() is None:
+        assert run(["bench", "decode", *small]) == 2
+        assert "kernels are not built" in capsys.readouterr().err
+        return
     for recipe in ("int8", "int4"):
         command = ["bench", "decode", "--contexts", "130", "--tokens", "3", "--quantize", recipe, *small]
         assert run(command) == 0
