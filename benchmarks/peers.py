@@ -29,7 +29,7 @@ from machine import describe
 HERE = Path(__file__).parent
 THREADS = 2
 PREFILL, LONG_PREFILL = [128, 512], [2048]
-DECODE = [(128, 24, 1), (128, 8, 16)]
+DECODE = [(128, 16, 1), (8, 4, 16)]
 LONG_DECODE = [(2048, 16, 1)]
 
 TEMPLATE = """\
@@ -102,7 +102,8 @@ def measure(name: str, options: argparse.Namespace, long: bool) -> dict[str, Any
     if name == "leadline":
         command = [sys.executable, HERE / "peers_leadline.py", home / "leadline"]
     else:
-        python, module = (options.llama, "llama_cpp") if name == "llama.cpp" else (options.ik, "ik_llama_cpp")
+        ik = (options.ik, "ik_llama_cpp._ctypes_api")
+        python, module = (options.llama, "llama_cpp") if name == "llama.cpp" else ik
         command = [python, HERE / "peers_llama.py", module, home / "lite.gguf"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     done = subprocess.run([*command, json.dumps(case)], env=environment, capture_output=True, check=False)
@@ -116,32 +117,30 @@ def engines(options: argparse.Namespace) -> list[str]:
     return ["leadline"] + (["llama.cpp"] if options.llama else []) + (["ik_llama.cpp"] if options.ik else [])
 
 
-def run_round(options: argparse.Namespace, number: int) -> dict[str, Any]:
-    names = engines(options)
-    turn = names[number % len(names) :] + names[: number % len(names)]
-    found: dict[str, Any] = {"limits": limits(), "load": os.getloadavg()[0]}
-    for name in turn:
-        print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
-        found[name] = measure(name, options, long=number == 0)
-    return found
-
-
 def run(options: argparse.Namespace) -> None:
-    """Rounds are kept as they come: a run that is cut off, or measures in several sittings, is continued."""
+    """Results are kept as they come: a run that is cut off, or measures in several sittings, is continued."""
     raw = options.output.with_suffix(".rounds.json")
-    rounds = json.loads(raw.read_text()) if raw.is_file() else []
-    for number in range(len(rounds), options.rounds):
-        rounds.append(run_round(options, number))
-        raw.write_text(json.dumps(rounds, indent=1))
+    rounds: list[dict[str, Any]] = json.loads(raw.read_text()) if raw.is_file() else []
+    names = engines(options)
+    for number in range(options.rounds):
+        if number == len(rounds):
+            rounds.append({"limits": limits(), "load": os.getloadavg()[0]})
+        turn = names[number % len(names) :] + names[: number % len(names)]
+        for name in turn:
+            if name not in rounds[number]:
+                print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
+                rounds[number][name] = measure(name, options, long=options.long)
+                raw.write_text(json.dumps(rounds, indent=1))
     write(options, rounds)
 
 
 def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
     names = [name for name in ("leadline", "llama.cpp", "ik_llama.cpp") if name in rounds[0]]
+    cases = list(dict.fromkeys(case for each in rounds for case in each["leadline"]["tokens_per_second"]))
     rates = {
         name: {
             case: [each[name]["tokens_per_second"][case] for each in rounds if case in each[name]["tokens_per_second"]]
-            for case in rounds[0][name]["tokens_per_second"]
+            for case in cases
         }
         for name in names
     }
@@ -209,6 +208,7 @@ def main() -> None:
     parser.add_argument("--llama", type=Path)
     parser.add_argument("--llama-version", default="")
     parser.add_argument("--ik", type=Path)
+    parser.add_argument("--long", action="store_true", help="contexts of 2,048 too: minutes for some")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--note", default="", help="a line under the table")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "peers")

@@ -34,9 +34,9 @@ BLOCK = (1 << 24) - 3  # random bytes repeat at this odd length: seconds instead
 STEPS = {"int4": 4.6, "int8": 73.9}  # standard deviation of uniform codes, in steps
 
 
-def write_random_folder(folder: Path) -> None:
+def write_random_folder(folder: Path, layers: int = V2_LITE.num_hidden_layers) -> None:
     """A quantised folder whose codes are random bytes under one scale, written region by region."""
-    config = dataclasses.replace(V2_LITE, max_position_embeddings=163840)
+    config = dataclasses.replace(V2_LITE, num_hidden_layers=layers)
     found = regions(config, RECIPE)
     folder.mkdir(parents=True, exist_ok=True)
     block = create_file(folder / FILE, found)

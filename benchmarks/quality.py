@@ -1,0 +1,191 @@
+"""What fewer bits cost: KL divergence from the original and agreement, of quantised weights and of packed latents.
+
+    python benchmarks/quality.py --text HELD-OUT.txt [--model DIR] [--tokens 51200] [--output FILE]
+
+The original runs in float32 over a float32 cache; every variant runs over the same text through pages, in the very form
+in which it is served: on the kernels, with their quantised activations, where those are built. Beside it attention at
+V2-Lite's width over random latents: the error of its output by the format of the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe
+from torch import Tensor
+
+from leadline.checkpoint.load import load_model
+from leadline.checkpoint.pack import active_bits
+from leadline.checkpoint.quality import Quality, sequences_of
+from leadline.checkpoint.quantise import pack_folder
+from leadline.checkpoint.recipes import RECIPES, check_recipe
+from leadline.checkpoint.regions import regions
+from leadline.engine.bind import from_regions
+from leadline.model.batch import ForwardBatch
+from leadline.model.cache import PAGE_SIZE, PagedCache, latent_format
+from leadline.model.config import V2_LITE, ModelConfig
+from leadline.model.cpu import CpuModel
+from leadline.ops.attention import absorbed_attention
+from leadline.ops.cpu import native
+
+FORMATS = ("bfloat16", "int8", "6bit")
+CONTEXT = 2048
+
+TEMPLATE = """\
+# What fewer bits cost
+
+{name}, {parameters:,} parameters, {tokens:,} held-out tokens; the original in float32. KL in nats a token.
+
+{cpu}; torch {torch}, leadline {leadline}, kernels: {kernels}.
+
+| weights | computed by | cache | bits a weight read | bits a latent element | KL | same likeliest token |
+|---|---|---|---:|---:|---:|---:|
+{rows}
+
+Attention at V2-Lite's width, {context:,} random latents, 16 heads: the error of the output, relative to it.
+
+| cache | bits an element | bytes a token, V2-Lite | error |
+|---|---:|---:|---:|
+{widths}
+
+`python benchmarks/quality.py --text FILE` makes these tables.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    weights: str
+    maker: str
+    cache: str
+    bits: float
+    latent_bits: float
+    quality: Quality
+
+
+def logits(model: Any, cache: PagedCache, sequences: list[list[int]]) -> Iterator[Tensor]:
+    """(T, V) of each sequence, float32."""
+    for ids in sequences:
+        pages = list(range(-(-len(ids) // PAGE_SIZE)))
+        batch = ForwardBatch.paged(cache, [0], [len(ids)], [pages])
+        yield model(torch.tensor(ids), batch).logits.float()
+
+
+def quality(original: list[Tensor], changed: Iterator[Tensor]) -> Quality:
+    kl, same, tokens = 0.0, 0, 0
+    for p_TV, q_TV in zip(original, changed, strict=True):
+        log_p, log_q = p_TV.float().log_softmax(-1), q_TV.log_softmax(-1)
+        kl += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
+        same += int((p_TV.argmax(-1) == q_TV.argmax(-1)).sum())
+        tokens += len(p_TV)
+    return Quality(kl / tokens, same / tokens, tokens)
+
+
+def make_cache(config: ModelConfig, kind: str, length: int) -> PagedCache:
+    format = latent_format(config, kind)
+    dtype = torch.float32 if format is not None else getattr(torch, kind)
+    return PagedCache(config, -(-length // PAGE_SIZE), dtype=dtype, format=format)
+
+
+def latent_bits(config: ModelConfig, kind: str) -> float:
+    return config.cache_bytes_per_token(kind) * 8 / config.num_hidden_layers / config.cache_row
+
+
+def variants(folder: Path, sequences: list[list[int]]) -> Iterator[Variant]:
+    """In chunks of sequences, so that the original's logits need not all be held."""
+    loaded = load_model(folder, dtype="float32", device="cpu")
+    config, length = loaded.config, max(map(len, sequences))
+    plain = make_cache(config, "float32", length)
+    models: list[tuple[str, str, str, float, Any]] = [
+        ("float32", "PyTorch", kind, 32.0, loaded.model) for kind in FORMATS
+    ]
+    for name in RECIPES:
+        weights = pack_folder(folder, config, check_recipe(name))
+        bits = active_bits(regions(config, check_recipe(name)), config)
+        dequantised = load_model(folder, dtype="float32", device="cpu", quantize=name).model
+        models.append((name, "PyTorch", "float32", bits, dequantised))
+        if native.choose() is not None:
+            model = CpuModel(config, from_regions(weights), dtype=torch.bfloat16)
+            models.append((name, "kernels", "bfloat16", bits, model))
+    sums: dict[int, list[Quality]] = {}
+    for start in range(0, len(sequences), 8):
+        part = sequences[start : start + 8]
+        original = list(logits(loaded.model, plain, part))
+        for number, (_, _, kind, _, model) in enumerate(models):
+            cache = make_cache(config, kind, length)
+            sums.setdefault(number, []).append(quality(original, logits(model, cache, part)))
+    for number, (name, maker, kind, bits, _) in enumerate(models):
+        yield Variant(name, maker, kind, bits, latent_bits(config, kind), total(sums[number]))
+
+
+def total(parts: list[Quality]) -> Quality:
+    tokens = sum(part.tokens for part in parts)
+    kl = sum(part.kl * part.tokens for part in parts) / tokens
+    return Quality(kl, sum(part.agreement * part.tokens for part in parts) / tokens, tokens)
+
+
+def attention_error(kind: str, rounds: int = 5) -> float:
+    """Normed latents and roped keys as V2-Lite has them, queries that give scores of a few units."""
+    config = dataclasses.replace(V2_LITE, num_hidden_layers=1)
+    errors = []
+    for seed in range(rounds):
+        generator = torch.Generator().manual_seed(seed)
+        latent = torch.randn(CONTEXT, 512, generator=generator) * (0.5 + torch.rand(512, generator=generator))
+        rows = latent, torch.randn(CONTEXT, 64, generator=generator) * 4
+        q = torch.randn(4, 16, 576, generator=generator)
+        outputs = []
+        for each in ("float32", kind):
+            cache = make_cache(config, each, CONTEXT)
+            cache.write(0, torch.arange(CONTEXT), *rows)
+            table = torch.arange(CONTEXT // PAGE_SIZE)[None]
+            out = absorbed_attention(q, cache.layer(0), table, [CONTEXT], [0, 4], 512, config.softmax_scale)
+            outputs.append(out.float())
+        errors.append(float((outputs[1] - outputs[0]).norm() / outputs[0].norm()))
+    return statistics.median(errors)
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--tokens", type=int, default=51200)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "quality.md")
+    options = parser.parse_args()
+    loaded = load_model(options.model, dtype="float32", device="cpu")
+    sequences = sequences_of(loaded.tokenizer, options.text.read_text(encoding="utf-8"), options.tokens)
+    found = list(variants(loaded.folder, sequences))
+    rows = [
+        f"| {v.weights} | {v.maker} | {v.cache} | {v.bits:.2f} | {v.latent_bits:.2f} | {v.quality.kl:.5f} "
+        f"| {v.quality.agreement:.2%} |"
+        for v in found
+    ]
+    widths = [
+        f"| {kind} | {latent_bits(V2_LITE, kind):.2f} | {V2_LITE.cache_bytes_per_token(kind):,} "
+        f"| {attention_error(kind):.2%} |"
+        for kind in FORMATS
+    ]
+    text = TEMPLATE.format(
+        **describe(),
+        name=loaded.name,
+        parameters=loaded.config.parameters(),
+        tokens=found[0].quality.tokens,
+        context=CONTEXT,
+        rows="\n".join(rows),
+        widths="\n".join(widths),
+        kernels=native.choose() or "none",
+    )
+    options.output.write_text(text, encoding="utf-8")
+    options.output.with_suffix(".json").write_text(
+        json.dumps([dataclasses.asdict(each) for each in found], indent=1) + "\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
