@@ -46,6 +46,8 @@ class Engine:
         context.n_batch = context.n_ubatch = 512
         context.n_threads = context.n_threads_batch = case["threads"]
         context.n_seq_max = case["sequences"]
+        for name, value in case.get("options", {}).items():
+            setattr(context, name, value)
         if hasattr(context, "kv_unified"):
             context.kv_unified = True  # else each sequence gets its share of the context only
         create = getattr(c, "llama_init_from_model", None) or c.llama_new_context_with_model
