@@ -58,7 +58,7 @@ class Backbone(nn.Module):
         # as nn.Embedding would fill it; but its own way of filling a table on the meta device imports torch._dynamo,
         # a second and a half of every start
         table = torch.randn(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
+        self.embed_tokens: nn.Embedding = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
