@@ -40,8 +40,8 @@ scales counted; Q4_0 is 4.5, its attn_k_b Q5_0), {threads} threads, {rounds} rou
 memory. Medians over the rounds, in brackets their range; tokens a second. The ratio is to the fastest of the others.
 
 Machine: {cpu}, {isa}, {cores} cores, {memory_gib} GiB; {system}, Python {python}, torch {torch}, leadline {leadline};
-llama-cpp-python {llama}. Measured in the same rounds: memory read {read:.1f} GB/s with {threads} threads, bf16 GEMM
-{gemm:.2f} TFLOP/s.
+llama-cpp-python {llama}. Measured in the same rounds: memory read {read:.1f} GB/s with {threads} threads
+({reads}), bf16 GEMM {gemm:.2f} TFLOP/s.
 
 | case | {engines} | leadline is |
 |---|{rule}---:|
@@ -138,12 +138,9 @@ def run(options: argparse.Namespace) -> None:
 
 def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
     names = [name for name in ("leadline", "llama.cpp", "ik_llama.cpp") if name in rounds[0]]
-    cases = list(dict.fromkeys(case for each in rounds for case in each["leadline"]["tokens_per_second"]))
+    cases = list(dict.fromkeys(case for rates in _rates(rounds, "leadline") for case in rates))
     rates = {
-        name: {
-            case: [each[name]["tokens_per_second"][case] for each in rounds if case in each[name]["tokens_per_second"]]
-            for case in cases
-        }
+        name: {case: [rates[case] for rates in _rates(rounds, name) if case in rates] for case in cases}
         for name in names
     }
     read = statistics.median(each["limits"]["read"] for each in rounds)
@@ -157,6 +154,7 @@ def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
         threads=THREADS,
         rounds=len(rounds),
         read=read,
+        reads=" to ".join(f"{limit:.0f}" for limit in _range(rounds)),
         gemm=statistics.median(each["limits"]["gemm"] for each in rounds),
         engines=" | ".join(names),
         rule="---:|" * len(names),
@@ -164,14 +162,27 @@ def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
         bound=bound,
         megabytes=ours["read_bytes"] / 1e6,
         share=statistics.median(rates["leadline"]["decode 128"]) / bound,
-        loads=" | ".join(f"{statistics.median(each[name]['load_seconds'] for each in rounds):.1f}" for name in names),
-        memory=" | ".join(f"{max(each[name]['rss'] for each in rounds) / 2**30:.1f}" for name in names),
+        loads=" | ".join(f"{statistics.median(_all(rounds, name, 'load_seconds')):.1f}" for name in names),
+        memory=" | ".join(f"{max(_all(rounds, name, 'rss')) / 2**30:.1f}" for name in names),
         notes=f"{options.note}\n\n" if options.note else "",
     )
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     result = {"machine": describe(), "rounds": rounds}
     options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(options.output.with_suffix(".png"), names, rates)
+
+
+def _range(rounds: list[dict[str, Any]]) -> tuple[float, float]:
+    found = [each["limits"]["read"] for each in rounds]
+    return min(found), max(found)
+
+
+def _rates(rounds: list[dict[str, Any]], name: str) -> list[dict[str, float]]:
+    return [each[name]["tokens_per_second"] for each in rounds if name in each]
+
+
+def _all(rounds: list[dict[str, Any]], name: str, field: str) -> list[float]:
+    return [each[name][field] for each in rounds if name in each]
 
 
 def _row(case: str, names: list[str], rates: dict[str, dict[str, list[float]]]) -> str:
@@ -204,7 +215,7 @@ def draw(path: Path, names: list[str], rates: dict[str, dict[str, list[float]]])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prepare", "run"])
+    parser.add_argument("what", choices=["prepare", "run", "report"])
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--gguf-python", type=Path)
     parser.add_argument("--llama", type=Path)
@@ -217,8 +228,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "prepare":
         prepare(options.home, options.gguf_python)
-    else:
+    elif options.what == "run":
         run(options)
+    else:
+        write(options, json.loads(options.output.with_suffix(".rounds.json").read_text()))
 
 
 if __name__ == "__main__":
