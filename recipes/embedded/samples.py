@@ -20,7 +20,7 @@ HEAD = """# Fifty answers of the embedded model
 
 The prompts were fixed before training and none of their eight-word runs is in the training data. Below is every answer, once
 at temperature 0 and once at 0.7 (seed 0), unselected and unedited, written by `recipes/embedded/samples.py`. The model has
-{parameters:.1f} million parameters: expect simple English, and expect it to be wrong about facts.
+{parameters:.1f} million parameters: expect simple English and Chinese, and expect it to be wrong about facts.
 """
 
 
