@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STAGES="documents recall chats tokenizer shards alignment check pretrain extend sft average helpful safety grpo differences align install gates"
+STAGES="documents recall chats tokenizer shards alignment check pretrain extend sft average helpful safety grpo install gates"
 RUNS=runs/embedded
 DATA=$RUNS/data
 RECIPES=recipes/embedded
@@ -41,8 +41,8 @@ run_stage() {
         pretrain | extend | sft) train "$1" "$1" ;;
         average) python "$RECIPES/average.py" "$RUNS/pretrain/model" "$RUNS/sft/model" 0.6 "$RUNS/average/model" ;;
         helpful | safety) train reward "$1" ;;
-        grpo | differences | align) train grpo "$1" ;;
-        install) cp "$RUNS"/align/model/* leadline/embedded/model/ ;;
+        grpo) train grpo grpo ;;
+        install) cp "$RUNS"/grpo/model/* leadline/embedded/model/ ;;
         gates)
             python "$RECIPES/ngram_baseline.py" "$DATA/pretrain"
             python "$RECIPES/held_out_sample.py" "$DATA/pretrain"
