@@ -199,6 +199,7 @@ void routing(const Model& model, int index, int tokens, uintptr_t ids, uintptr_t
 }  // namespace
 
 NB_MODULE(_kernels, m) {
+    nb::set_leak_warnings(false);  // an engine's thread may hold a model when the interpreter ends: no user's concern
     m.def("instruction_sets", &instruction_sets);
     nb::class_<Matrix>(m, "Matrix").def_ro("bytes", &Matrix::bytes);
     m.def("matrix", &matrix, "data"_a, "format"_a, "rows"_a, "columns"_a, "group"_a, "count"_a);
