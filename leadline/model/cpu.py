@@ -56,7 +56,7 @@ class CpuModel:
         self._native = module.Model(_shape(config), name, threads or native.threads())
         self._bind(module)
         self._cos, self._sin = torch.zeros(0), torch.zeros(0)
-        self._hidden, self._logits = torch.zeros(0), torch.zeros(0)
+        self._hidden, self._logits = torch.zeros(0), torch.zeros(0, config.vocab_size)
 
     def _bind(self, module: Any) -> None:
         for (layer, name), packed in self.weights.matrices.items():

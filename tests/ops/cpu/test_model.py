@@ -166,3 +166,9 @@ def test_weights_of_another_model_are_refused() -> None:
         CpuModel(dataclasses.replace(TINY_LITE, kv_lora_rank=None), weights)
     with pytest.raises(ConfigError, match="avx9"):
         CpuModel(TINY_LITE, weights, isa="avx9")
+
+
+def test_the_first_pass_may_want_no_logits() -> None:
+    """As the first chunk of a long prompt does, in an engine that was not warmed up."""
+    bound, _ = exact_pair(TINY_LITE)
+    assert bound.lm_head(torch.zeros(0, TINY_LITE.hidden_size)).shape == (0, TINY_LITE.vocab_size)
