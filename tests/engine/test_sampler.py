@@ -94,12 +94,17 @@ def nucleus(probs: list[float], top_p: float) -> set[int]:
     return set(kept)
 
 
+ROUNDING = 1e-5
+"""Of the mass: float32 probabilities made in two ways differ by this much, summed over thousands of tokens."""
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([10, 300, 9000]), st.floats(0.05, 0.999), st.floats(0.2, 1.9))
 def test_top_p_keeps_the_nucleus(seed: int, width: int, top_p: float, temperature: float) -> None:
     row = logits(seed, width=width)[0]
     kept = set(distribution(row, temperature, 0, top_p, 0.0).nonzero().flatten().tolist())
-    assert kept == nucleus((row / temperature).softmax(-1).double().tolist(), top_p)
+    probs = (row / temperature).softmax(-1).double().tolist()
+    assert nucleus(probs, top_p - ROUNDING) <= kept <= nucleus(probs, top_p + ROUNDING)
 
 
 def test_top_k_and_min_p_keep_ties_together() -> None:
