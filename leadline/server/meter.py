@@ -36,6 +36,7 @@ class HoldMeter:
         self._opening: asyncio.Task[Hold] | None = None
         self._hold: Hold | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._extending: asyncio.Task[None] | None = None
         self._dry = False  # the last extension brought nothing; the next is tried when nothing is left
 
     @property
@@ -51,16 +52,31 @@ class HoldMeter:
         self.meters.live[self.order.request_id] = self
 
     async def cover(self, completion_tokens: int) -> bool:
-        """Whether so many tokens of output are paid for."""
+        """Whether so many tokens of output are paid for.
+
+        More is held before it is needed and waited for only when it is: streams that began together extend their holds
+        together, and none should stand still until the others' are written.
+        """
+        assert self._hold is not None
+        if self._extending is None and self._wants_more(completion_tokens):
+            self._extending = self.meters.spawn(self._extend())
+        if self._extending is not None and (self._extending.done() or completion_tokens > self._hold.covered):
+            extending, self._extending = self._extending, None
+            await asyncio.shield(extending)
+        return completion_tokens <= self._hold.covered
+
+    def _wants_more(self, completion_tokens: int) -> bool:
         assert self._hold is not None
         left = self._hold.covered - completion_tokens
-        if left < (0 if self._dry else LOW_WATER) and self._hold.covered < self.order.most:
-            more = min(HOLD_TOKENS, self.order.most - self._hold.covered)
-            before = self._hold.covered
-            extension = self.meters.spawn(self.meters.billing.extend(self._hold, more))
-            self._hold = await asyncio.shield(extension)
-            self._dry = self._hold.covered == before
-        return completion_tokens <= self._hold.covered
+        return left < (0 if self._dry else LOW_WATER) and self._hold.covered < self.order.most
+
+    async def _extend(self) -> None:
+        """After the settlement, should that come first, this changes nothing: the hold is gone then."""
+        assert self._hold is not None
+        before = self._hold.covered
+        more = min(HOLD_TOKENS, self.order.most - before)
+        self._hold = await self.meters.billing.extend(self._hold, more)
+        self._dry = self._hold.covered == before
 
     def delivered(self, usage: Usage) -> None:
         self.usage = usage

@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, update
 from leadline.engine.types import Usage
 from leadline.errors import BudgetExceeded, InsufficientBalance, InvalidRequest, ModelNotFound
 from leadline.server import ledger
-from leadline.server.billing import HOLD_TOKENS, LEASE_SECONDS, set_price
+from leadline.server.billing import HOLD_TOKENS, LEASE_SECONDS, Hold, set_price
 from leadline.server.db import Database, api_keys, buckets, file_url, holds, usage
 from leadline.server.db import ledger as entries
 from leadline.server.meter import Meters
@@ -236,6 +236,37 @@ async def test_a_meter_keeps_an_answer_covered_until_nothing_is_left(books: Book
     assert tokens == 700
     assert await books.balance(user_id) == ledger.Balance()
     assert not meters.live
+    assert await books.faults() == []
+
+
+@with_books
+async def test_more_is_held_ahead_of_need_and_waited_for_only_then(books: Books) -> None:
+    user_id = await books.user()
+    await books.credit(user_id, 10_000_000)
+    meters, written = Meters(books.billing), asyncio.Event()
+    extend = books.billing.extend
+
+    async def slowly(hold: Hold, tokens: int) -> Hold:
+        await written.wait()
+        return await extend(hold, tokens)
+
+    books.billing.extend = slowly  # type: ignore[method-assign]
+    meter = meters.meter(order("a", user_id, most=5000))
+    await meter.open()
+    assert await meter.cover(HOLD_TOKENS - 1)  # asks for more, and goes on
+    beyond = asyncio.create_task(meter.cover(HOLD_TOKENS + 1))
+    await asyncio.sleep(0.01)
+    assert not beyond.done()
+    written.set()
+    assert await beyond
+    written.clear()
+    assert await meter.cover(2 * HOLD_TOKENS - 1)  # the next extension is on its way when the answer ends
+    meter.delivered(Usage(10, 2 * HOLD_TOKENS - 1, 0))
+    await meter.close("aborted")
+    written.set()
+    await meters.drain()
+    left = await books.balance(user_id)
+    assert (left.total, left.held) == (10_000_000 - 10 * MISS - (2 * HOLD_TOKENS - 1) * OUTPUT, 0)
     assert await books.faults() == []
 
 
