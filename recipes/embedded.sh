@@ -42,7 +42,7 @@ run_stage() {
         average) python "$RECIPES/average.py" "$RUNS/pretrain/model" "$RUNS/sft/model" 0.6 "$RUNS/average/model" ;;
         helpful | safety) train reward "$1" ;;
         grpo) train grpo grpo ;;
-        install) cp "$RUNS"/grpo/model/* leadline/embedded/model/ ;;
+        install) python "$RECIPES/average.py" "$RUNS/grpo/model" "$RUNS/grpo/model" 1 leadline/embedded/model ;;  # in bf16
         gates)
             python "$RECIPES/ngram_baseline.py" "$DATA/pretrain"
             python "$RECIPES/held_out_sample.py" "$DATA/pretrain"
