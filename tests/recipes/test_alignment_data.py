@@ -149,15 +149,13 @@ def test_the_script_goes_on_where_it_was_and_passes_settings(tmp_path: Path) -> 
     assert calls[0] == "python recipes/embedded/build_data.py documents raw runs/embedded/data"
     assert calls[-1] == "leadline train sft recipes/embedded/sft.toml --set device=cpu"
     (tmp_path / "stop-sft").unlink()
-    model = tmp_path / "runs/embedded/grpo/model"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
     code, calls = script("raw")
     assert code == 0
     stages = [call.split()[3].removeprefix("recipes/embedded/") for call in calls if call.startswith("leadline train")]
     assert stages == ["sft.toml", "helpful.toml", "safety.toml", "grpo.toml"]
     assert calls[-1] == "python -m pytest tests/e2e/test_embedded.py"
-    assert (tmp_path / "leadline/embedded/model/config.json").exists()
+    grpo = "runs/embedded/grpo/model"
+    assert f"python recipes/embedded/average.py {grpo} {grpo} 1 leadline/embedded/model" in calls
     assert script("raw") == (0, [])
     assert [call.split()[2] for call in script("raw", "--from", "check")[1] if "build_data" in call] == ["check"]
     assert script("raw", "--from", "nowhere")[0] == 2
