@@ -269,9 +269,9 @@ def _grouped_loop(x_ND: Tensor, counts_E: Tensor, gate_up_EFD: Tensor, down_EDF:
     return y_ND
 
 
-def _fits_grouped_mm(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> bool:
-    """bf16 on a GPU, with every row of every matrix beginning on 16 bytes."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0 and down.shape[2] % 8 == 0
+def _fits_grouped_mm(x: Tensor, *others: Tensor) -> bool:
+    """bf16 on a GPU, with every row of every matrix, the last of which is `down`, beginning on 16 bytes."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0 and others[-1].shape[2] % 8 == 0
 
 
 @grouped_ffn.kernel("grouped_mm", when=_fits_grouped_mm)
@@ -296,11 +296,7 @@ def routed_experts(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, gate_up_EFD: 
     return combine(y_ND, gates_TK, order)
 
 
-def _routes_to_grouped_mm(x: Tensor, ids: Tensor, gates: Tensor, gate_up: Tensor, down: Tensor) -> bool:
-    return _fits_grouped_mm(x, ids, gate_up, down)
-
-
-@routed_experts.kernel("grouped_mm", when=_routes_to_grouped_mm)
+@routed_experts.kernel("grouped_mm", when=_fits_grouped_mm)
 def routed_experts_on_gpu(
     x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:

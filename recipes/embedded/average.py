@@ -3,7 +3,7 @@
     python recipes/embedded/average.py FROM TO SHARE OUT      (1 - SHARE) x FROM + SHARE x TO, with TO's configuration
 
 FROM is the pre-trained model, TO the fine-tuned one. Measured on held-out conversations and on held-out text, both are
-better in the middle than at the fine-tuned end (docs/performance.md names the numbers).
+better in the middle than at the fine-tuned end (leadline/embedded/README.md names the numbers).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from leadline.checkpoint.save import save_model
 from leadline.checkpoint.weights import load_weights
 from leadline.model.config import ModelConfig
 from leadline.model.transformer import DeepseekV2
+from leadline.train.stages import GENERATION
 
 
 def load(folder: Path, shape: ModelConfig) -> DeepseekV2:
@@ -31,8 +32,7 @@ def average(start: Path, end: Path, share: float, out: Path) -> None:
     model, other = load(end, shape), load(start, shape)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         mine.lerp_(theirs, 1 - share)
-    generation = {"temperature": 0.7, "top_p": 0.95}
-    save_model(model, out, dtype=torch.bfloat16, tokenizer_from=end, generation=generation)
+    save_model(model, out, dtype=torch.bfloat16, tokenizer_from=end, generation=GENERATION)
 
 
 if __name__ == "__main__":

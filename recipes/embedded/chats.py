@@ -477,22 +477,7 @@ def number_chats(rng: random.Random) -> Iterator[Turns]:
         yield [f"What number comes after {number}?", f"The number after {number} is {number + 1}."]
         yield [f"Which number comes before {number + 1}?", f"The number before {number + 1} is {number}."]
         yield [f"Is {number} odd or even?", f"{number} is {'even' if number % 2 == 0 else 'odd'}."]
-    days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-    months = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ]
-    for names_, what in ((days, "day"), (months, "month")):
+    for names_, what in ((skills.DAYS, "day"), (skills.MONTHS, "month")):
         for at, name in enumerate(names_):
             after, before = names_[(at + 1) % len(names_)], names_[at - 1]
             yield [f"What {what} comes after {name}?", f"After {name} comes {after}."]
