@@ -40,10 +40,12 @@ class LeadlineError(Exception):
     exit_code: int = 1
     retry_after: int | None = None  # seconds, where the server knows when to try again
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        """`code` where a program can tell more apart than the class does."""
         super().__init__(message)
         self.message = message
         self.param = param
+        self.code = code or self.code
 
 
 class UserError(LeadlineError):
@@ -132,8 +134,10 @@ class RateLimited(LeadlineError):
     code = "rate_limit_exceeded"
     type = "rate_limit_error"
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
-        super().__init__(message, param=param)
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message, param=param, code=code)
         self.retry_after = retry_after
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from sqlalchemy import Row
 from starlette.responses import Response
 
-from leadline.errors import AuthenticationError, InvalidRequest, PermissionDenied
+from leadline.errors import AuthenticationError, PermissionDenied
 from leadline.server import accounts, chats, keys, legal, wallet
 from leadline.server.access import Principal
 from leadline.server.accounts import CLIENT_DAYS, WEB_DAYS, note
@@ -18,7 +18,17 @@ from leadline.server.errors import json_response
 from leadline.server.ledger import balance
 from leadline.server.money import format_money, format_price
 from leadline.server.platform import COOKIE, Platform
-from leadline.server.routes import Route, RowId, address, body, build, number_query, optional_money, report_query
+from leadline.server.routes import (
+    Route,
+    RowId,
+    address,
+    body,
+    build,
+    number_query,
+    optional_money,
+    out_of_range,
+    report_query,
+)
 from leadline.server.schemas import Count, Schema
 
 DAY = accounts.DAY
@@ -113,8 +123,10 @@ class AccountRoutes:
     async def sign_up(self, request: Request) -> Response:
         given = await body(request, SignUpBody)
         mode = self.platform.settings.signup
-        if mode == "closed" or (mode == "invite" and given.invite is None):
-            raise PermissionDenied("new accounts are by invitation here" if mode == "invite" else "sign-up is closed")
+        if mode == "closed":
+            raise PermissionDenied("sign-up is closed", code="signup_closed")
+        if mode == "invite" and given.invite is None:
+            raise PermissionDenied("new accounts are by invitation here", code="signup_by_invitation")
         email = accounts.normal_email(given.email)
         check_password(given.password, email)
         store, now = self.platform.store, self.platform.store.now()
@@ -132,18 +144,15 @@ class AccountRoutes:
                 if invite:
                     await accounts.accept_invite(connection, invite, user.id, now)
                 await self._note(connection, request, "sign-up", user.id, invite=invite.id if invite else None)
-                _, token = await accounts.start_session(connection, store.secrets, user.id, now=now)
+                token = await self._start_session(connection, request, user.id)
         return self._signed_in(request, user, token)
 
     async def login(self, request: Request) -> Response:
         given = await body(request, LoginBody)
-        store, now = self.platform.store, self.platform.store.now()
         user = await self.platform.check_login(given.email, given.password, address(request))
-        async with store.database.write() as connection:
+        async with self.platform.store.database.write() as connection:
             await self._note(connection, request, "login", user.id)
-            _, token = await accounts.start_session(
-                connection, store.secrets, user.id, now=now, name=request.headers.get("user-agent", "")
-            )
+            token = await self._start_session(connection, request, user.id)
         return self._signed_in(request, user, token)
 
     async def sign_in_by_link(self, request: Request) -> Response:
@@ -154,7 +163,7 @@ class AccountRoutes:
                 link = await accounts.use_link(connection, store.secrets, "signin", given.token, now)
                 user = await accounts.get_user(connection, link.user_id)
                 await self._note(connection, request, "login by link", user.id)
-                _, token = await accounts.start_session(connection, store.secrets, user.id, now=now)
+                token = await self._start_session(connection, request, user.id)
         return self._signed_in(request, user, token)
 
     async def reset(self, request: Request) -> Response:
@@ -227,7 +236,7 @@ class AccountRoutes:
         visitor = await self.platform.visitor(request)
         given = await body(request, TokenBody)
         if not 1 <= given.days <= 10 * CLIENT_DAYS:
-            raise InvalidRequest(f"days must lie in [1, {10 * CLIENT_DAYS}]", param="days")
+            raise out_of_range("days", 1, 10 * CLIENT_DAYS)
         store, now = self.platform.store, self.platform.store.now()
         async with store.database.write() as connection:
             await legal.check_accepted(connection, _user(visitor))
@@ -328,6 +337,12 @@ class AccountRoutes:
 
     # ---- shared ------------------------------------------------------------------------------------------------
 
+    async def _start_session(self, connection: Any, request: Request, user_id: int) -> str:
+        """Listed under the browser's own name."""
+        store, name = self.platform.store, request.headers.get("user-agent", "")
+        _, token = await accounts.start_session(connection, store.secrets, user_id, now=store.now(), name=name)
+        return token
+
     def _signed_in(self, request: Request, user: Row[Any], token: str) -> Response:
         """The cookie goes to /api alone, is out of every script's reach, and follows no link from elsewhere."""
         response = json_response(user_card(user))
@@ -348,7 +363,7 @@ class AccountRoutes:
             user = await accounts.get_user(connection, _user(visitor))
         with self.platform.attempt(address(request), f"password {user.id}"):
             if user.password and not await self.platform.password_fits(user, password):
-                raise AuthenticationError("wrong password")
+                raise AuthenticationError("wrong password", code="wrong_password")
         return user
 
     async def _list_sessions(self, request: Request, purpose: accounts.Purpose) -> Response:

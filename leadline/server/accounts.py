@@ -37,7 +37,7 @@ _EMAIL = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,189}")
 def normal_email(email: str) -> str:
     normal = email.strip().lower()
     if not _EMAIL.fullmatch(normal):
-        raise InvalidRequest("this is no email address", param="email")
+        raise InvalidRequest("this is no email address", param="email", code="invalid_email")
     return normal
 
 
@@ -64,7 +64,7 @@ async def create_user(
 ) -> Row[Any]:
     email = normal_email(email)
     if await find_user(connection, email) is not None:
-        raise Conflict("there is an account with this email address", param="email")
+        raise Conflict("there is an account with this email address", param="email", code="email_taken")
     row = {"email": email, "name": name[:100], "password": password_hash, "role": role, "state": "active"}
     made: Row[Any] = (await connection.execute(insert(users).values(**row, created=now).returning(users))).one()
     return made
@@ -77,7 +77,7 @@ async def find_user(connection: AsyncConnection, email: str) -> Row[Any] | None:
 async def get_user(connection: AsyncConnection, user_id: int) -> Row[Any]:
     row = (await connection.execute(select(users).where(users.c.id == user_id))).one_or_none()
     if row is None:
-        raise NotFound("there is no such user")
+        raise NotFound("there is no such user", code="user_not_found")
     return row
 
 
@@ -86,7 +86,7 @@ async def change_user(connection: AsyncConnection, user_id: int, **values: Any) 
     result = await connection.execute(update(users).where(users.c.id == user_id).values(values).returning(users))
     row: Row[Any] | None = result.one_or_none()
     if row is None:
-        raise NotFound("there is no such user")
+        raise NotFound("there is no such user", code="user_not_found")
     if row.state != "active":
         await end_sessions(connection, user_id)
     return row
@@ -155,7 +155,7 @@ async def list_sessions(connection: AsyncConnection, user_id: int, purpose: Purp
 async def end_session(connection: AsyncConnection, user_id: int, session_id: str) -> None:
     mine = and_(sessions.c.user_id == user_id, sessions.c.id == session_id)
     if (await connection.execute(delete(sessions).where(mine))).rowcount == 0:
-        raise NotFound("there is no such session")
+        raise NotFound("there is no such session", code="session_not_found")
 
 
 async def end_sessions(connection: AsyncConnection, user_id: int, keep: str | None = None) -> None:
@@ -208,7 +208,7 @@ async def use_link(connection: AsyncConnection, made: Secrets, purpose: LinkPurp
     change = update(links).where(usable).values(uses_left=links.c.uses_left - 1)
     row: Row[Any] | None = (await connection.execute(change.returning(links))).one_or_none()
     if row is None:
-        raise AuthenticationError("this link is wrong, was used, or is too old; ask for another")
+        raise AuthenticationError("this link is wrong, was used, or is too old; ask for another", code="link_invalid")
     return row
 
 
@@ -220,7 +220,7 @@ async def list_invites(connection: AsyncConnection, now: int) -> list[Row[Any]]:
 async def cancel_invite(connection: AsyncConnection, link_id: int) -> None:
     mine = and_(links.c.id == link_id, links.c.purpose == "invite", links.c.uses_left > 0)
     if (await connection.execute(update(links).where(mine).values(uses_left=0))).rowcount == 0:
-        raise NotFound("there is no such invitation")
+        raise NotFound("there is no such invitation", code="invitation_not_found")
 
 
 async def accept_invite(connection: AsyncConnection, invite: Row[Any], user_id: int, now: int) -> None:

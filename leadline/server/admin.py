@@ -23,12 +23,13 @@ from leadline.server.db import ledger as entries
 from leadline.server.errors import json_response
 from leadline.server.money import format_money, parse_money, parse_price
 from leadline.server.platform import Platform
-from leadline.server.routes import Route, RowId, address, body, build, number_query, report_query
+from leadline.server.routes import Route, RowId, address, body, build, number_query, out_of_range, report_query
 from leadline.server.schemas import Count, Schema
 from leadline.server.site_routes import model_card
 
 PAGE = 100
 MOST_DAYS = 36_500
+MOST_USES, MOST_INVITE_DAYS = 1000, 365
 
 
 class UserBody(Schema):
@@ -150,11 +151,11 @@ class AdminRoutes:
         given = await body(request, ChangeBody)
         values = given.model_dump(exclude_none=True)
         if operator.user_id == user_id:
-            raise InvalidRequest("another operator has to change your account")
+            raise InvalidRequest("another operator has to change your account", code="own_account")
         async with self.platform.store.database.write() as connection:
             user = await accounts.get_user(connection, user_id)
             if user.state == "deleted" or not values:
-                raise InvalidRequest("there is nothing to change")
+                raise InvalidRequest("there is nothing to change", code="nothing_to_change")
             user = await accounts.change_user(connection, user_id, **values)
             await self._note(connection, request, operator, "user change", f"user:{user_id}", **values)
         if user.state != "active":
@@ -167,7 +168,7 @@ class AdminRoutes:
         async with store.database.write() as connection:
             user = await accounts.get_user(connection, user_id)
             if user.state != "active":
-                raise InvalidRequest("the account is not active")
+                raise InvalidRequest("the account is not active", code="account_inactive")
             token = await accounts.make_link(connection, store.secrets, "reset", now=store.now(), user_id=user_id)
             await self._note(connection, request, operator, "reset link", f"user:{user_id}")
         return json_response({"token": token}, 201)
@@ -257,8 +258,10 @@ class AdminRoutes:
     async def invite(self, request: Request) -> Response:
         operator = await self._operator(request)
         given = await body(request, InviteBody)
-        if not 1 <= given.uses <= 1000 or not 1 <= given.days <= 365:
-            raise InvalidRequest("uses must lie in [1, 1000] and days in [1, 365]", param="uses")
+        if not 1 <= given.uses <= MOST_USES:
+            raise out_of_range("uses", 1, MOST_USES)
+        if not 1 <= given.days <= MOST_INVITE_DAYS:
+            raise out_of_range("days", 1, MOST_INVITE_DAYS)
         store, now = self.platform.store, self.platform.store.now()
         async with store.database.write() as connection:
             token = await accounts.make_link(
@@ -369,11 +372,11 @@ class AdminRoutes:
 
 def _positive(amount: int) -> int:
     if amount == 0:
-        raise InvalidRequest("amount must be above 0", param="amount")
+        raise InvalidRequest("amount must be above 0", param="amount", code="value_out_of_range")
     return amount
 
 
 def _days(days: int | None) -> int | None:
     if days is not None and not 1 <= days <= MOST_DAYS:
-        raise InvalidRequest(f"days must lie in [1, {MOST_DAYS}]", param="days")
+        raise out_of_range("days", 1, MOST_DAYS)
     return days

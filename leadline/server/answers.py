@@ -127,7 +127,7 @@ class Answers:
     def reserved(self, chat_id: int) -> Generator[None, None, None]:
         """The chat's one place for an answer, until `start` has taken it."""
         if chat_id in self._reserved or self.of_chat(chat_id) is not None:
-            raise Conflict("this chat has an answer that is running; stop it first")
+            raise Conflict("this chat has an answer that is running; stop it first", code="answer_running")
         self._reserved.add(chat_id)
         try:
             yield
@@ -217,7 +217,8 @@ class Answers:
         finally:
             await self._end(answer, run.meter.close)
             if not stored.done():
-                stored.set_exception(answer.error or Conflict("the answer was stopped before it began"))
+                stopped = Conflict("the answer was stopped before it began", code="answer_stopped")
+                stored.set_exception(answer.error or stopped)
 
     async def _end(self, answer: Answer, close: Callable[[Outcome], Awaitable[None]]) -> None:
         """It is over when its bill is written; `close` waits for that, and does nothing else that was not done."""

@@ -68,10 +68,12 @@ class Passwords:
 def check_password(password: str, email: str = "") -> None:
     """Long enough, and not what is tried first."""
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
-        raise InvalidRequest(f"a password has {MIN_PASSWORD} to {MAX_PASSWORD} characters", param="password")
+        text = f"a password has {MIN_PASSWORD} to {MAX_PASSWORD} characters"
+        raise InvalidRequest(text, param="password", code="password_length")
     guess = password.lower()
     if guess in _GUESSED or (email and guess in (email.lower(), email.lower().partition("@")[0])):
-        raise InvalidRequest("this password is among the first that are guessed; choose another", param="password")
+        text = "this password is among the first that are guessed; choose another"
+        raise InvalidRequest(text, param="password", code="password_guessable")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

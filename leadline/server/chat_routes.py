@@ -22,12 +22,13 @@ from leadline.server.conversation import as_messages, chat_request
 from leadline.server.errors import error_body, fault, json_response
 from leadline.server.money import format_money
 from leadline.server.platform import Platform
-from leadline.server.routes import Route, body, build, number_query
+from leadline.server.routes import Route, body, build, number_query, out_of_range
 from leadline.server.schemas import Count, Number, Schema
 from leadline.server.sse import COMMENT, EventStream, event
 
 MESSAGE_BYTES = 2 << 20
 ATTACHMENTS, ATTACHMENT_CHARACTERS = 8, 1 << 20
+MOST_TOKENS = (1 << 31) - 1
 
 MessageId = Annotated[int, Path(ge=0, lt=1 << 31)]
 Title = Annotated[str, Field(max_length=200)]
@@ -199,7 +200,7 @@ class ChatRoutes:
         attachments = _attachments(given.attachments)
         said = {"role": "user", "content": given.content, "attachments": attachments}
         if not given.content.strip() and not attachments:
-            raise InvalidRequest("say something", param="content")
+            raise InvalidRequest("say something", param="content", code="empty_message")
         messages = [*as_messages(chats.branch(rows, parent)), said]
         with self.answers.reserved(row.id):
             answer = await self._prepare(visitor, row, messages, given)
@@ -223,7 +224,7 @@ class ChatRoutes:
         way = chats.branch(rows, number)
         question = way if way[-1].role == "user" else way[:-1]
         if not question:
-            raise InvalidRequest("there is no question before this answer")
+            raise InvalidRequest("there is no question before this answer", code="nothing_to_answer")
         with self.answers.reserved(row.id):
             answer = await self._prepare(visitor, row, as_messages(question), given)
 
@@ -240,7 +241,8 @@ class ChatRoutes:
         visitor, row, rows = await self._open(request, chat)
         way = chats.branch(rows, number)
         if way[-1].role != "assistant" or way[-1].finish_reason == "stop":
-            raise InvalidRequest("this answer has come to its end; there is nothing to continue")
+            text = "this answer has come to its end; there is nothing to continue"
+            raise InvalidRequest(text, code="nothing_to_continue")
         before = way[-1]
         given = Choices(temperature=before.temperature)
         with self.answers.reserved(row.id):
@@ -406,9 +408,9 @@ class ChatRoutes:
     def _check(self, given: ChatBody) -> None:
         """What the completion service would refuse at every message is refused now."""
         if given.temperature is not None and not 0 <= given.temperature <= 2:
-            raise InvalidRequest("temperature must lie in [0, 2]", param="temperature")
-        if given.max_tokens is not None and not 1 <= given.max_tokens < 1 << 31:
-            raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
+            raise out_of_range("temperature", 0, 2)
+        if given.max_tokens is not None and not 1 <= given.max_tokens <= MOST_TOKENS:
+            raise out_of_range("max_tokens", 1, MOST_TOKENS)
 
     def _card(self, row: Row[Any]) -> dict[str, Any]:
         answer = self.answers.of_chat(row.id)
@@ -453,7 +455,8 @@ def _temporary_card(answer: Answer, model: str, cost: str) -> dict[str, Any]:
 
 def _attachments(given: Sequence[Attachment]) -> list[dict[str, str]]:
     if sum(len(each.text) for each in given) > ATTACHMENT_CHARACTERS:
-        raise InvalidRequest("the attachments are larger than 1 MiB together", param="attachments")
+        text = "the attachments are larger than 1 MiB together"
+        raise InvalidRequest(text, param="attachments", code="attachments_too_large")
     return [each.model_dump() for each in given]
 
 

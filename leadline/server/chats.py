@@ -77,7 +77,7 @@ async def find(connection: AsyncConnection, user_id: int, token: str, *, deleted
     mine = and_(chats.c.token == token, chats.c.user_id == user_id)
     row = (await connection.execute(select(chats).where(mine))).one_or_none()
     if row is None or (row.deleted is not None and not deleted):
-        raise NotFound("there is no such chat")
+        raise NotFound("there is no such chat", code="chat_not_found")
     return row
 
 
@@ -150,7 +150,7 @@ async def remove(connection: AsyncConnection, user_id: int, now: int, chat_id: i
 async def restore(connection: AsyncConnection, user_id: int, token: str, now: int) -> Row[Any]:
     row = await find(connection, user_id, token, deleted=True)
     if row.deleted is not None and row.deleted + RESTORE_SECONDS < now:
-        raise NotFound("there is no such chat")
+        raise NotFound("there is no such chat", code="chat_not_found")
     return await change(connection, row.id, deleted=None)
 
 
@@ -210,7 +210,7 @@ async def find_message(connection: AsyncConnection, chat_id: int, number: int) -
     here = and_(messages.c.chat_id == chat_id, messages.c.number == number)
     row = (await connection.execute(select(messages).where(here))).one_or_none()
     if row is None:
-        raise NotFound("there is no such message")
+        raise NotFound("there is no such message", code="message_not_found")
     return row
 
 
@@ -242,7 +242,7 @@ def branch(rows: Iterable[Row[Any]], number: int | None) -> list[Row[Any]]:
     way: list[Row[Any]] = []
     while number is not None:
         if number not in known:
-            raise NotFound("there is no such message")
+            raise NotFound("there is no such message", code="message_not_found")
         way.append(known[number])
         number = known[number].parent
     return way[::-1]

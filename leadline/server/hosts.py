@@ -36,12 +36,13 @@ class LoopbackGuard:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if host_name(host) not in self.allowed_hosts:
-            return PermissionDenied(f"the Host {host[:100]!r} is not this server's: use http://127.0.0.1 and its port")
+            text = f"the Host {host[:100]!r} is not this server's: use http://127.0.0.1 and its port"
+            return PermissionDenied(text, code="wrong_host")
         origin = headers.get("origin")
         if origin is not None and urlsplit_netloc(origin) != host.lower():
-            return PermissionDenied(f"requests from the origin {origin[:100]!r} are not accepted")
+            return PermissionDenied(f"requests from the origin {origin[:100]!r} are not accepted", code="wrong_origin")
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not _is_visit(scope, headers):
-            return PermissionDenied("requests from other sites are not accepted")
+            return PermissionDenied("requests from other sites are not accepted", code="wrong_origin")
         return None
 
 

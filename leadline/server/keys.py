@@ -36,7 +36,7 @@ async def create_key(
 ) -> tuple[Row[Any], str]:
     """The key's row, and the key, which cannot be shown again."""
     if len(await list_keys(connection, user_id)) >= MOST_KEYS:
-        raise Conflict(f"an account has at most {MOST_KEYS} keys; revoke one")
+        raise Conflict(f"an account has at most {MOST_KEYS} keys; revoke one", code="too_many_keys")
     secret = new_key()
     values = {
         **dataclasses.asdict(spec),
@@ -70,7 +70,7 @@ async def list_keys(connection: AsyncConnection, user_id: int) -> list[Row[Any]]
 async def revoke_key(connection: AsyncConnection, user_id: int, key_id: int, now: int) -> None:
     mine = and_(api_keys.c.user_id == user_id, api_keys.c.id == key_id, api_keys.c.revoked.is_(None))
     if (await connection.execute(update(api_keys).where(mine).values(revoked=now))).rowcount == 0:
-        raise NotFound("there is no such key")
+        raise NotFound("there is no such key", code="key_not_found")
 
 
 async def touch_key(connection: AsyncConnection, key_id: int, now: int) -> None:

@@ -86,7 +86,7 @@ async def publish(connection: AsyncConnection, text: str, now: int) -> int:
 
 async def accept(connection: AsyncConnection, user_id: int, version: int, *, param: str = "version") -> None:
     if version != await current_version(connection):
-        raise InvalidRequest("these are not the current terms; read them again", param=param)
+        raise InvalidRequest("these are not the current terms; read them again", param=param, code="terms_changed")
     await connection.execute(update(users).where(users.c.id == user_id).values(terms=version))
 
 

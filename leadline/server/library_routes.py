@@ -63,9 +63,10 @@ class LibraryRoutes:
             rows = await chats.messages_of(connection, row.id)
             way = chats.branch(rows, row.current if given.current is None else given.current)
             if not way:
-                raise InvalidRequest("there is nothing in this chat to share")
+                raise InvalidRequest("there is nothing in this chat to share", code="nothing_to_share")
             if len(await self._rows(connection, user)) >= MOST_SHARES:
-                raise InvalidRequest(f"an account has at most {MOST_SHARES} shared chats; delete one")
+                text = f"an account has at most {MOST_SHARES} shared chats; delete one"
+                raise InvalidRequest(text, code="too_many_shares")
             values = {"token": secrets.token_urlsafe(16), "user_id": user, "chat_id": row.id, "title": row.title}
             values |= {"messages": [_snapshot(each) for each in way], "created": self.platform.store.now()}
             made = (await connection.execute(insert(shares).values(values).returning(shares))).one()
@@ -85,7 +86,7 @@ class LibraryRoutes:
         mine = and_(shares.c.token == share, shares.c.user_id == user)
         async with self.platform.store.database.write() as connection:
             if (await connection.execute(delete(shares).where(mine))).rowcount == 0:
-                raise NotFound("there is no such shared chat")
+                raise NotFound("there is no such shared chat", code="share_not_found")
         return json_response({"ok": True})
 
     async def shared(self, request: Request, token: str) -> Response:
@@ -93,7 +94,7 @@ class LibraryRoutes:
         async with self.platform.store.database.read() as connection:
             row = (await connection.execute(select(shares).where(shares.c.token == token))).one_or_none()
         if row is None:
-            raise NotFound("this chat is not shared, or no longer")
+            raise NotFound("this chat is not shared, or no longer", code="share_not_found")
         shown = {"title": row.title, "created": row.created, "messages": row.messages}
         return json_response(shown, headers={"x-robots-tag": "noindex", "cache-control": "no-store"})
 

@@ -47,9 +47,8 @@ class Slots:
 
     def take(self, subject: Hashable, most: int) -> None:
         if self._taken[subject] >= most:
-            raise RateLimited(
-                f"more than {most} requests at the same time; try again when one has ended", retry_after=1
-            )
+            text = f"more than {most} requests at the same time; try again when one has ended"
+            raise RateLimited(text, code="too_many_at_once", retry_after=1)
         self._taken[subject] += 1
 
     def give(self, subject: Hashable) -> None:
@@ -79,7 +78,8 @@ class Throttle:
             self._blocked[subject] = now + self.block_seconds
         left = self._blocked.get(subject, now) - now
         if left > 0:
-            raise RateLimited("too many failed attempts; try again later", retry_after=math.ceil(left))
+            text = "too many failed attempts; try again later"
+            raise RateLimited(text, code="too_many_attempts", retry_after=math.ceil(left))
         self._blocked.pop(subject, None)
         attempts.append(now)
         self._forget(now)

@@ -37,7 +37,8 @@ def read(text: str) -> dict[str, Any]:
     text = text.removesuffix("\n")
     mark = _MARK.match(text)
     if mark is None:
-        raise InvalidRequest("this is no chat that leadline has written as Markdown", param="markdown")
+        text = "this is no chat that leadline has written as Markdown"
+        raise InvalidRequest(text, param="markdown", code="import_invalid")
     chat = _about(mark)
     chat["system"], place = _said(text, mark, chat)
     chat["messages"] = []

@@ -42,10 +42,11 @@ def parse_money(text: str, param: str = "amount") -> int:
     """`"12.5"` in nano-units. No sign, no exponent, at most nine decimals."""
     match = _AMOUNT.fullmatch(text)
     if match is None:
-        raise InvalidRequest(f"{param} must be a decimal number such as 12.50, with up to nine decimals", param=param)
+        text = f"{param} must be a decimal number such as 12.50, with up to nine decimals"
+        raise InvalidRequest(text, param=param, code="invalid_amount")
     amount = int(match[1]) * NANO + int((match[2] or "").ljust(9, "0"))
     if amount > MOST:
-        raise InvalidRequest(f"{param} must be at most {format_money(MOST)}", param=param)
+        raise InvalidRequest(f"{param} must be at most {format_money(MOST)}", param=param, code="value_out_of_range")
     return amount
 
 
@@ -60,7 +61,8 @@ def parse_price(text: str, param: str) -> int:
     """The price of a million tokens as nano-units a token."""
     nano, rest = divmod(parse_money(text, param), MILLION)
     if rest:
-        raise InvalidRequest(f"{param} is for a million tokens and has at most three decimals", param=param)
+        text = f"{param} is for a million tokens and has at most three decimals"
+        raise InvalidRequest(text, param=param, code="invalid_amount")
     return nano
 
 

@@ -131,11 +131,14 @@ class Platform:
         """On the site's own routes: the cookie."""
         token = request.cookies.get(COOKIE)
         if token is None:
-            raise AuthenticationError("sign in first")
-        principal = await self._session(token, "web")
+            raise AuthenticationError("sign in first", code="not_signed_in")
+        try:
+            principal = await self._session(token, "web")
+        except AuthenticationError as error:
+            raise AuthenticationError(error.message, code="session_ended") from None
         request.scope["account"] = principal.user_id
         if admin and not principal.admin:
-            raise PermissionDenied("this is for the operators")
+            raise PermissionDenied("this is for the operators", code="operators_only")
         self._rate(principal)
         return principal
 
@@ -146,7 +149,7 @@ class Platform:
             async with store.database.read() as connection:
                 user = await find_user(connection, email)
             if not await self.password_fits(user, password) or user is None:
-                raise AuthenticationError("wrong email address or password")
+                raise AuthenticationError("wrong email address or password", code="wrong_credentials")
         if self.passwords.is_old(user.password):
             stronger = await self.passwords.hash(password)
             async with store.database.write() as connection:
@@ -161,7 +164,7 @@ class Platform:
         """On the API: an operator's key, for machines that watch this one."""
         principal = await self.admit(request)
         if not principal.admin:
-            raise PermissionDenied("this is for the operators")
+            raise PermissionDenied("this is for the operators", code="operators_only")
         return principal
 
     async def _key(self, secret: str) -> Principal:

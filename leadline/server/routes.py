@@ -63,6 +63,10 @@ def report_query(request: Request) -> tuple[list[By], str, str]:
     return cast("list[By]", by), *days
 
 
+def out_of_range(name: str, low: float, high: float) -> InvalidRequest:
+    return InvalidRequest(f"{name} must lie in [{low}, {high}]", param=name, code="value_out_of_range")
+
+
 def number_query(request: Request, name: str) -> int | None:
     text = request.query_params.get(name)
     if text is None:

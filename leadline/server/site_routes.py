@@ -133,7 +133,7 @@ class SiteRoutes:
         async with self.platform.store.database.write() as connection:
             count = await connection.scalar(select(func.count()).where(presets.c.user_id == user))
             if (count or 0) >= MOST_PRESETS:
-                raise Conflict(f"an account has at most {MOST_PRESETS} presets; delete one")
+                raise Conflict(f"an account has at most {MOST_PRESETS} presets; delete one", code="too_many_presets")
             made = insert(presets).values(user_id=user, **given.model_dump()).returning(presets)
             row = (await connection.execute(made)).one()
         return json_response(_preset_card(row), 201)
@@ -146,7 +146,7 @@ class SiteRoutes:
             changed = update(presets).where(mine).values(given.model_dump()).returning(presets)
             row = (await connection.execute(changed)).one_or_none()
             if row is None:
-                raise NotFound("there is no such preset")
+                raise NotFound("there is no such preset", code="preset_not_found")
         return json_response(_preset_card(row))
 
     async def delete_preset(self, request: Request, preset: RowId) -> Response:
@@ -154,7 +154,7 @@ class SiteRoutes:
         mine = and_(presets.c.id == preset, presets.c.user_id == user)
         async with self.platform.store.database.write() as connection:
             if (await connection.execute(delete(presets).where(mine))).rowcount == 0:
-                raise NotFound("there is no such preset")
+                raise NotFound("there is no such preset", code="preset_not_found")
         return json_response({"ok": True})
 
     async def _user(self, request: Request) -> int:

@@ -117,7 +117,8 @@ def file_name(title: str, suffix: str) -> str:
 async def imported(connection: AsyncConnection, user_id: int, given: Export, now: int) -> list[Row[Any]]:
     """New chats of this user's; all of them or none."""
     if sum(len(chat.messages) for chat in given.chats) > MOST_MESSAGES:
-        raise InvalidRequest(f"at most {MOST_MESSAGES} messages at a time; import the chats in parts", param="chats")
+        text = f"at most {MOST_MESSAGES} messages at a time; import the chats in parts"
+        raise InvalidRequest(text, param="chats", code="import_too_large")
     for number, chat in enumerate(given.chats):
         _check_tree(chat, f"chats.{number}")
     return [await _import(connection, user_id, chat, now) for chat in given.chats]
@@ -138,9 +139,13 @@ def _check_tree(chat: ExportedChat, where: str) -> None:
     seen: set[int] = set()
     for each in sorted(chat.messages, key=lambda message: message.number):
         if each.number in seen:
-            raise InvalidRequest(f"{where}: two messages have the number {each.number}", param=where)
+            raise _no_tree(where, f"two messages have the number {each.number}")
         if each.parent is not None and each.parent not in seen:
-            raise InvalidRequest(f"{where}: message {each.number} has no parent {each.parent} before it", param=where)
+            raise _no_tree(where, f"message {each.number} has no parent {each.parent} before it")
         seen.add(each.number)
     if chat.current is not None and chat.current not in seen:
-        raise InvalidRequest(f"{where}: there is no message {chat.current}, its current one", param=where)
+        raise _no_tree(where, f"there is no message {chat.current}, its current one")
+
+
+def _no_tree(where: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"{where}: {why}", param=where, code="import_invalid")

@@ -62,9 +62,9 @@ async def make_vouchers(
 ) -> list[str]:
     """Codes that are worth `amount` each; they cannot be shown again."""
     if not 1 <= count <= MOST_VOUCHERS:
-        raise InvalidRequest(f"count must lie in [1, {MOST_VOUCHERS}]", param="count")
+        raise InvalidRequest(f"count must lie in [1, {MOST_VOUCHERS}]", param="count", code="value_out_of_range")
     if amount <= 0:
-        raise InvalidRequest("amount must be above 0", param="amount")
+        raise InvalidRequest("amount must be above 0", param="amount", code="value_out_of_range")
     codes = [_new_code() for _ in range(count)]
     expires = None if valid_days is None else now + valid_days * DAY
     shared = {"amount": amount, "kind": kind, "days": days, "expires": expires, "created": now}
@@ -83,7 +83,7 @@ async def redeem(connection: AsyncConnection, made: Secrets, user_id: int, code:
     change = update(vouchers).where(usable).values(used=now, used_by=user_id)
     row: Row[Any] | None = (await connection.execute(change.returning(vouchers))).one_or_none()
     if row is None:
-        raise NotFound("this voucher is wrong, was used, or is too old", param="code")
+        raise NotFound("this voucher is wrong, was used, or is too old", param="code", code="voucher_invalid")
     await ledger.credit(
         connection,
         user_id,
@@ -158,13 +158,13 @@ async def once(
     if key is None:
         return await action()
     if not 1 <= len(key) <= 200:
-        raise InvalidRequest("an Idempotency-Key has 1 to 200 characters")
+        raise InvalidRequest("an Idempotency-Key has 1 to 200 characters", code="value_out_of_range")
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     mine = and_(idempotency.c.user_id == user_id, idempotency.c.key == key)
     row = (await connection.execute(select(idempotency).where(mine))).one_or_none()
     if row is not None:
         if row.request != digest:
-            raise Conflict("this Idempotency-Key came with another request before")
+            raise Conflict("this Idempotency-Key came with another request before", code="idempotency_key_reused")
         stored: dict[str, Any] = row.response
         return stored
     response = await action()

@@ -156,8 +156,10 @@ def test_a_sign_in_link_works_once_and_for_nothing_else(site: Site) -> None:
     secret = link(site, "signin", user_id=user_id)
     assert site.client().post("/api/reset", json={"token": secret, "password": NEW}).status_code == 401
     browser = site.client()
-    assert browser.post("/api/signin", json={"token": secret}).json()["role"] == "admin"
+    asked = browser.post("/api/signin", json={"token": secret}, headers={"user-agent": "Lynx"})
+    assert asked.json()["role"] == "admin"
     assert browser.get("/api/account").status_code == 200
+    assert [each["name"] for each in browser.get("/api/sessions").json()["data"]] == ["Lynx"]
     assert site.client().post("/api/signin", json={"token": secret}).status_code == 401
 
 
