@@ -37,7 +37,6 @@ from leadline.checkpoint.quantised import (
     checksums,
     config_of,
     create_file,
-    huge_block,
     is_quantised,
     model_digest,
     views,
@@ -48,6 +47,7 @@ from leadline.checkpoint.regions import Region, Weights, regions, total_bytes
 from leadline.checkpoint.save import COPIED, replacing
 from leadline.errors import CheckpointError
 from leadline.model.config import ModelConfig
+from leadline.ops.cpu.memory import allocate
 from leadline.tokenizer import Tokenizer
 
 
@@ -118,7 +118,7 @@ def pack_folder(folder: Path, config: ModelConfig, recipe: Recipe, *, progress: 
     """The folder's weights quantised in memory, for a run that keeps nothing."""
     entries = weight_entries(folder, config)
     wanted = regions(config, recipe)
-    block = huge_block(total_bytes(wanted))
+    block = allocate(total_bytes(wanted))
     packer = Packer(config, recipe, block)
     with progress_bar(f"quantising {folder.name}", sum(entry.size for entry in entries), progress) as advance:
         for name, weight in read_tensors(entries):

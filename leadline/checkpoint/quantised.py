@@ -32,6 +32,7 @@ from leadline.checkpoint.safetensors import BYTES, Entry, header_bytes, read_hea
 from leadline.checkpoint.safetensors import Tensor as Stored
 from leadline.errors import CheckpointError
 from leadline.model.config import ModelConfig
+from leadline.ops.cpu.memory import allocate
 
 MANIFEST = "leadline.json"
 FILE = "packed.safetensors"
@@ -168,7 +169,7 @@ def load_block(folder: Path, config: ModelConfig, placement: Placement = "auto")
     if placement == "map":
         block = _mapped(folder / FILE, first, size)
     else:
-        block = huge_block(size)
+        block = allocate(size)
         _read(entries, wanted, block)
     if size <= ALWAYS_CHECKED_BYTES or not _stamp(folder).is_file():
         _check(folder, block, wanted, manifest)
@@ -177,18 +178,6 @@ def load_block(folder: Path, config: ModelConfig, placement: Placement = "auto")
 
 def views(block: Tensor, wanted: Mapping[str, Region]) -> Weights:
     return {name: region.view(block) for name, region in wanted.items()}
-
-
-def huge_block(size: int) -> Tensor:
-    """Anonymous memory on 2 MiB boundaries, in huge pages where the system has them."""
-    boundary = 2 << 20
-    mapped = mmap.mmap(-1, size + boundary)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-    block = torch.frombuffer(mapped, dtype=torch.uint8)
-    start = -block.data_ptr() % boundary
-    return block[start : start + size]
 
 
 def _mapped(path: Path, offset: int, size: int) -> Tensor:

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leadline.checkpoint.pack import Packer, active_bits, bits_per_weight
-from leadline.checkpoint.quantised import huge_block, views
+from leadline.checkpoint.quantised import views
 from leadline.checkpoint.recipes import RECIPES, Recipe, check_recipe, choose
 from leadline.checkpoint.regions import originals, regions, total_bytes
 from leadline.errors import CheckpointError, ConfigError
 from leadline.model.config import V2, V2_LITE, ModelConfig
 from leadline.ops.cpu.layout import LINE, Packed
+from leadline.ops.cpu.memory import allocate
 from tests.fixtures import TINY_LITE, TINY_V2, random_tensors
 from tests.model.dense import TINY_GQA
 
@@ -50,7 +51,7 @@ def test_the_hubs_tensors_come_back(name: str, recipe: Recipe) -> None:
     config = CONFIGS[name]
     tensors = random_tensors(config)
     found = regions(config, recipe)
-    block = huge_block(total_bytes(found))
+    block = allocate(total_bytes(found))
     packer = Packer(config, recipe, block)
     for each in reversed(tensors):  # in any order
         packer.add(each, tensors[each])
