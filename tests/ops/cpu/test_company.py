@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from leadline.engine.disk import DiskCache
 from leadline.engine.engine import Engine, EngineConfig
 from leadline.engine.scheduler import SchedulerConfig
 from leadline.engine.types import EngineOutput
@@ -54,6 +56,18 @@ def test_cut_at_any_place_the_numbers_are_the_same(name: str, mode: str) -> None
 
 
 @each_mode
+def test_cut_at_every_place_the_last_numbers_are_the_same(mode: str) -> None:
+    """Two pages, and the second segment of the softmax just begun."""
+    config, model, length = CONFIGS["lite"], bound("lite", mode), 131
+    ids = tokens_of(config, LENGTH)[:length]
+    for cut in range(1, length):
+        cache = new_cache(config)
+        run(model, cache, ids[:cut], [0], [cut], [PAGES])
+        rest = run(model, cache, ids[cut:], [cut], [length - cut], [PAGES])
+        assert torch.equal(rest, alone("lite", mode)[cut:length]), cut
+
+
+@each_mode
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "6bit"])
 def test_token_by_token_the_numbers_are_the_same(mode: str, kind: str) -> None:
     config, model, cache = CONFIGS["lite"], bound("lite", mode), new_cache(CONFIGS["lite"], kind=kind)
@@ -86,10 +100,17 @@ def test_beside_fifteen_others_the_numbers_are_the_same(name: str, mode: str) ->
 # ---- through the engine ------------------------------------------------------------------------------------------
 
 
-def engine_of(name: str, mode: str, **options: int | bool) -> Engine:
+def engine_of(name: str, mode: str, **options: int | bool | str) -> Engine:
     batched = int(options.pop("batched", 64))
     config = EngineConfig(**{"name": name, "cache_tokens": 64 * 20, **options}, scheduler=SchedulerConfig(16, batched))  # type: ignore[arg-type]
     return Engine(bound(name, mode), ByteTokenizer(), config)
+
+
+def stored(engine: Engine, folder: Path) -> tuple[Engine, DiskCache]:
+    """The engine, keeping its pages in `folder` from now on."""
+    disk = engine.keep_pages(folder / "pages", limit=1 << 30, ttl=1000.0)
+    disk.store.reserve = 0
+    return engine, disk
 
 
 def said(outputs: Iterable[EngineOutput]) -> tuple[list[int], list[float]]:
@@ -125,3 +146,15 @@ def test_from_a_warm_prefix_cache_the_answers_are_the_same(name: str, mode: str)
         fresh = engine_of(name, mode, batched=1024, prefix_cache=False)
         assert warm == said(generate(fresh, request("c", ids, logprobs=0, max_tokens=30))["c", 0])
     assert engine.stats().pages_cached > 0
+
+
+@each_mode
+@each_model
+def test_from_the_disk_after_a_restart_the_answers_are_the_same(name: str, mode: str, tmp_path: Path) -> None:
+    first, disk = stored(engine_of(name, mode, weights=mode), tmp_path)
+    ask = functools.partial(request, "d", prompt(200, 0), logprobs=0, max_tokens=30)
+    computed = said(generate(first, ask())["d", 0])
+    disk.flush()
+    restarted, _ = stored(engine_of(name, mode, weights=mode), tmp_path)
+    assert said(generate(restarted, ask())["d", 0]) == computed == answer(name, mode, 200, 0)
+    assert restarted.stats().cached_tokens == 192
