@@ -144,6 +144,8 @@ class AccountOptions:
         requests_per_minute: Of one account, whatever its keys allow beside.
         concurrency: Requests of one account at the same time.
         retention_days: Forget chats that nobody has touched for so long; pinned ones stay. Never by default.
+        titles: What names the website's chats: the model, which is asked after the first answer for nothing, or the
+            question's first words. The model by default, unless it is the embedded one.
         browser: Open the sign-in link in a browser, where the server was started on a terminal with a display.
     """
 
@@ -158,6 +160,7 @@ class AccountOptions:
     requests_per_minute: int = 600
     concurrency: int = 32
     retention_days: Annotated[int | None, Parameter(validator=Number(gte=1))] = None
+    titles: Literal["model", "words"] | None = None
     browser: bool = True
 
 

@@ -109,7 +109,7 @@ def serve(
     bound = check_public_host(host, private=private) if accounts.accounts else check_bind_host(host)
     with bind(bound, port) as sock:
         address = url(sock, "https" if tls else "http")
-        platform = _platform(accounts, store) if accounts.accounts else None
+        platform = _platform(accounts, store, embedded=model.model is None) if accounts.accounts else None
         if remote.engine_url is not None:
             works = _remote(model, remote, served_model_name)
         else:
@@ -184,7 +184,7 @@ def _hosts(address: str, options: AccountOptions, *, local: bool) -> tuple[str, 
     return tuple(sorted({*LOOPBACK_HOSTS, host_name(urlsplit(address).netloc), *options.allowed_host}))
 
 
-def _platform(options: AccountOptions, store: StoreOptions) -> Platform:
+def _platform(options: AccountOptions, store: StoreOptions, *, embedded: bool) -> Platform:
     """What is wrong with the books is told now, before a model is loaded."""
     from leadline.server.platform import Platform, PlatformSettings
     from leadline.server.store import open_store
@@ -198,6 +198,7 @@ def _platform(options: AccountOptions, store: StoreOptions) -> Platform:
         requests_per_minute=options.requests_per_minute,
         concurrency=options.concurrency,
         retention_days=options.retention_days,
+        titles=options.titles or ("words" if embedded else "model"),
     )
 
     async def check() -> None:

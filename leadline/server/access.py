@@ -31,6 +31,12 @@ class Principal:
     requests_per_minute: int | None = None
     concurrency: int | None = None
 
+    @property
+    def owner(self) -> int:
+        """The account: where there are any, whoever asks has one."""
+        assert self.user_id is not None
+        return self.user_id
+
     def check_model(self, model: str, alias: str | None = None) -> None:
         """The key's list may have the model's name, or the alias by which it was asked for."""
         if self.models is not None and not {model, alias} & {*self.models}:

@@ -181,7 +181,7 @@ class AccountRoutes:
     async def logout(self, request: Request) -> Response:
         visitor = await self.platform.visitor(request)
         async with self.platform.store.database.write() as connection:
-            await accounts.end_session(connection, _user(visitor), visitor.session_id or "")
+            await accounts.end_session(connection, visitor.owner, visitor.session_id or "")
         response = json_response({"ok": True})
         response.delete_cookie(COOKIE, path="/api")
         return response
@@ -191,7 +191,7 @@ class AccountRoutes:
     async def account(self, request: Request) -> Response:
         visitor = await self.platform.visitor(request)
         async with self.platform.store.database.read() as connection:
-            user = await accounts.get_user(connection, _user(visitor))
+            user = await accounts.get_user(connection, visitor.owner)
         return json_response(user_card(user))
 
     async def change_password(self, request: Request) -> Response:
@@ -227,8 +227,8 @@ class AccountRoutes:
     async def end_session(self, request: Request, session_id: str) -> Response:
         visitor = await self.platform.visitor(request)
         async with self.platform.store.database.write() as connection:
-            await accounts.end_session(connection, _user(visitor), session_id)
-            await self._note(connection, request, "session end", _user(visitor))
+            await accounts.end_session(connection, visitor.owner, session_id)
+            await self._note(connection, request, "session end", visitor.owner)
         return json_response({"ok": True})
 
     async def make_token(self, request: Request) -> Response:
@@ -239,11 +239,11 @@ class AccountRoutes:
             raise out_of_range("days", 1, 10 * CLIENT_DAYS)
         store, now = self.platform.store, self.platform.store.now()
         async with store.database.write() as connection:
-            await legal.check_accepted(connection, _user(visitor))
+            await legal.check_accepted(connection, visitor.owner)
             session_id, token = await accounts.start_session(
-                connection, store.secrets, _user(visitor), now=now, purpose="client", name=given.name, days=given.days
+                connection, store.secrets, visitor.owner, now=now, purpose="client", name=given.name, days=given.days
             )
-            await self._note(connection, request, "client token", _user(visitor))
+            await self._note(connection, request, "client token", visitor.owner)
         return json_response({"id": session_id, "token": token}, 201)
 
     # ---- keys --------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class AccountRoutes:
     async def keys(self, request: Request) -> Response:
         visitor = await self.platform.visitor(request)
         async with self.platform.store.database.read() as connection:
-            rows = await keys.list_keys(connection, _user(visitor))
+            rows = await keys.list_keys(connection, visitor.owner)
         return json_response({"data": [keys.key_card(row) for row in rows]})
 
     async def make_key(self, request: Request) -> Response:
@@ -263,11 +263,11 @@ class AccountRoutes:
         secrets: list[str] = []
 
         async with store.database.write() as connection:
-            await legal.check_accepted(connection, _user(visitor))
+            await legal.check_accepted(connection, visitor.owner)
 
             async def make() -> dict[str, Any]:
-                row, secret = await keys.create_key(connection, store.secrets, _user(visitor), spec, now)
-                await self._note(connection, request, "key", _user(visitor), key=row.id)
+                row, secret = await keys.create_key(connection, store.secrets, visitor.owner, spec, now)
+                await self._note(connection, request, "key", visitor.owner, key=row.id)
                 secrets.append(secret)
                 return keys.key_card(row)
 
@@ -278,8 +278,8 @@ class AccountRoutes:
         visitor = await self.platform.visitor(request)
         store = self.platform.store
         async with store.database.write() as connection:
-            await keys.revoke_key(connection, _user(visitor), key_id, store.now())
-            await self._note(connection, request, "key revoked", _user(visitor), key=key_id)
+            await keys.revoke_key(connection, visitor.owner, key_id, store.now())
+            await self._note(connection, request, "key revoked", visitor.owner, key=key_id)
         return json_response({"ok": True})
 
     # ---- money -------------------------------------------------------------------------------------------------
@@ -288,8 +288,8 @@ class AccountRoutes:
         visitor = await self.platform.visitor(request)
         store, now = self.platform.store, self.platform.store.now()
         async with store.database.read() as connection:
-            has = await balance(connection, _user(visitor), now)
-            rows = await wallet.list_buckets(connection, _user(visitor), now)
+            has = await balance(connection, visitor.owner, now)
+            rows = await wallet.list_buckets(connection, visitor.owner, now)
         amounts = {"total": has.total, "granted": has.granted, "topped_up": has.topped_up, "held": has.held}
         buckets = [{"kind": row.kind, "balance": format_money(row.balance), "expires": row.expires} for row in rows]
         shown = {name: format_money(amount) for name, amount in amounts.items()}
@@ -299,7 +299,7 @@ class AccountRoutes:
         visitor = await self.platform.visitor(request)
         before = number_query(request, "before")
         async with self.platform.store.database.read() as connection:
-            rows = await wallet.list_entries(connection, _user(visitor), before=before)
+            rows = await wallet.list_entries(connection, visitor.owner, before=before)
         names = ("id", "kind", "ref", "created")
         data = [{**{name: getattr(row, name) for name in names}, "amount": format_money(row.amount)} for row in rows]
         return json_response({"data": data})
@@ -308,12 +308,12 @@ class AccountRoutes:
         visitor = await self.platform.visitor(request)
         given = await body(request, VoucherBody)
         store, now = self.platform.store, self.platform.store.now()
-        with self.platform.attempt(address(request), f"voucher {visitor.user_id}"):
+        with self.platform.attempt(address(request), f"voucher {visitor.owner}"):
             async with store.database.write() as connection:
 
                 async def redeem() -> dict[str, Any]:
-                    row = await wallet.redeem(connection, store.secrets, _user(visitor), given.code, now)
-                    await self._note(connection, request, "voucher", _user(visitor), voucher=row.id)
+                    row = await wallet.redeem(connection, store.secrets, visitor.owner, given.code, now)
+                    await self._note(connection, request, "voucher", visitor.owner, voucher=row.id)
                     return {"amount": format_money(row.amount), "kind": row.kind}
 
                 answer = await self._once(connection, request, visitor, given, redeem)
@@ -360,7 +360,7 @@ class AccountRoutes:
     async def _confirmed(self, request: Request, visitor: Principal, password: str) -> Row[Any]:
         """The visitor's row, if they know the password; who never had one came by a link, and is believed."""
         async with self.platform.store.database.read() as connection:
-            user = await accounts.get_user(connection, _user(visitor))
+            user = await accounts.get_user(connection, visitor.owner)
         with self.platform.attempt(address(request), f"password {user.id}"):
             if user.password and not await self.platform.password_fits(user, password):
                 raise AuthenticationError("wrong password", code="wrong_password")
@@ -370,7 +370,7 @@ class AccountRoutes:
         visitor = await self.platform.visitor(request)
         store = self.platform.store
         async with store.database.read() as connection:
-            rows = await accounts.list_sessions(connection, _user(visitor), purpose, store.now())
+            rows = await accounts.list_sessions(connection, visitor.owner, purpose, store.now())
         names = ("id", "name", "created", "expires", "last_used")
         cards = [
             {**{name: getattr(row, name) for name in names}, "current": row.id == visitor.session_id} for row in rows
@@ -381,7 +381,7 @@ class AccountRoutes:
         visitor = await self.platform.visitor(request)
         by, since, until = report_query(request)
         async with self.platform.store.database.read() as connection:
-            rows = await wallet.usage_report(connection, by, user_id=_user(visitor), since=since, until=until)
+            rows = await wallet.usage_report(connection, by, user_id=visitor.owner, since=since, until=until)
         return rows, by
 
     async def _note(self, connection: Any, request: Request, action: str, user_id: int, **detail: Any) -> None:
@@ -393,7 +393,7 @@ class AccountRoutes:
     ) -> dict[str, Any]:
         asked = [request.url.path, given.model_dump()]
         key, now = request.headers.get("idempotency-key"), self.platform.store.now()
-        return await wallet.once(connection, _user(visitor), key, asked, action, now)
+        return await wallet.once(connection, visitor.owner, key, asked, action, now)
 
 
 def user_card(user: Row[Any]) -> dict[str, Any]:
@@ -404,11 +404,6 @@ def price_card(row: Row[Any]) -> dict[str, Any]:
     """A version of a price, for a million tokens."""
     amounts = {name: format_price(getattr(row, name)) for name in ("hit", "miss", "output")}
     return {"model": row.model, "version": row.version, "created": row.created, **amounts}
-
-
-def _user(visitor: Principal) -> int:
-    assert visitor.user_id is not None
-    return visitor.user_id
 
 
 def _key_spec(given: KeyBody, now: int) -> keys.KeySpec:

@@ -26,6 +26,7 @@ from leadline.server.chats import update_message
 from leadline.server.completion import CompletionService, Delta, Job
 from leadline.server.db import Database, messages
 from leadline.server.errors import fault
+from leadline.server.titles import Titler
 
 LINGER_SECONDS = 60.0
 RECENT_SECONDS = 10.0  # longer than a reader takes from a message's row to its answer
@@ -52,6 +53,7 @@ class Answer:
         self.error: LeadlineError | None = None
         self.ending = False  # no longer to be stopped: its bill is being written
         self.over = False
+        self.then: Callable[[], None] | None = None  # called when it is over and before anyone is told
         self.first_token_ms: int | None = None
         self._start = time.monotonic()
         self._changed = asyncio.Event()
@@ -101,10 +103,13 @@ class Answer:
 class Answers:
     """The running answers of this process, by their bills and by their messages; the money's witness."""
 
-    def __init__(self, service: CompletionService, database: Callable[[], Database], linger: float) -> None:
+    def __init__(
+        self, service: CompletionService, database: Callable[[], Database], linger: float, titler: Titler
+    ) -> None:
         self.service = service
         self.database = database
         self.linger = linger
+        self.titler = titler
         self._by_request: dict[str, Answer] = {}
         self._by_message: dict[int, Answer] = {}
         self._tasks: dict[Answer, asyncio.Task[None]] = {}
@@ -156,6 +161,7 @@ class Answers:
     async def close(self) -> None:
         """End all of them: the server stops."""
         await asyncio.gather(*(self.stop(answer, "restart") for answer in list(self._tasks)))
+        await self.titler.close()
 
     async def watch(self, answer: Answer, offset: int) -> AsyncGenerator[tuple[str, int], None]:
         """The text from `offset` on as it comes, each piece with the offset of its end."""
@@ -232,6 +238,8 @@ class Answers:
         self._forget_timer(answer)
         self._tasks.pop(answer, None)
         answer.over = True
+        if answer.row is not None and answer.then is not None:
+            answer.then()
         answer.notify()
 
     def _forget(self, message_id: int, answer: Answer) -> None:

@@ -251,8 +251,9 @@ def branch(rows: Iterable[Row[Any]], number: int | None) -> list[Row[Any]]:
 # ---- what the site shows -------------------------------------------------------------------------------------------
 
 
-def chat_card(row: Row[Any], running: int | None = None) -> dict[str, Any]:
-    return {"id": row.token, **{name: getattr(row, name) for name in SHOWN}, "running": running}
+def chat_card(row: Row[Any], running: int | None = None, *, titling: bool = False) -> dict[str, Any]:
+    shown = {name: getattr(row, name) for name in SHOWN}
+    return {"id": row.token, **shown, "running": running, "titling": titling}
 
 
 def message_card(row: Row[Any], live: Mapping[str, Any] | None = None) -> dict[str, Any]:

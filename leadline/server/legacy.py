@@ -30,13 +30,12 @@ from leadline.server.conversation import as_messages, chat_request
 from leadline.server.db import chats as chat_rows
 from leadline.server.errors import error_body, fault, json_response, retry_headers
 from leadline.server.platform import Platform
-from leadline.server.routes import Route, address, build
+from leadline.server.routes import MESSAGE_BYTES, Route, address, build
 from leadline.server.schemas import Number, Schema
 from leadline.server.sse import BLANK, EventStream
 
 TITLE = "API (legacy)"
 SPACES = 4  # in an event that has nothing else: runs of five are dropped by a program that is still about
-MESSAGE_BYTES = 2 << 20
 
 ModelClass = Literal["deepseek_chat", "deepseek_code"]
 Handler = Callable[["LegacyRoutes", Request], Awaitable[Response]]
@@ -129,16 +128,15 @@ class LegacyRoutes:
     @_told
     async def message(self, request: Request) -> Response:
         principal = await self.platform.admit(request)
-        assert principal.user_id is not None
         given = await read_json(request, MessageBody, MESSAGE_BYTES)
         if not given.message.strip():
             raise InvalidRequest("say something", param="message")
         async with self.platform.store.database.write() as connection:
-            await legal.check_accepted(connection, principal.user_id)
+            await legal.check_accepted(connection, principal.owner)
             mode = _MODES[given.model_class]
-            chat = await _conversation(connection, principal.user_id, mode)
+            chat = await _conversation(connection, principal.owner, mode)
             now = self.platform.store.now()
-            chat = chat or await chats.create(connection, principal.user_id, now, title=TITLE, mode=mode)
+            chat = chat or await chats.create(connection, principal.owner, now, title=TITLE, mode=mode)
             rows = await chats.messages_of(connection, chat.id)
         said = {"role": "user", "content": given.message, "attachments": []}
         with self.answers.reserved(chat.id):
@@ -180,8 +178,7 @@ class LegacyRoutes:
 
     async def _user(self, request: Request) -> int:
         principal = await self.platform.admit(request)
-        assert principal.user_id is not None
-        return principal.user_id
+        return principal.owner
 
 
 class _Chunks:

@@ -42,7 +42,7 @@ class LibraryRoutes:
         return build(self, "/api", _ROUTES)
 
     async def search(self, request: Request) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         query = request.query_params.get("query", "")[: search.MOST_QUERY]
         before = number_query(request, "cursor")
         async with self.platform.store.database.read() as connection:
@@ -56,7 +56,7 @@ class LibraryRoutes:
 
     async def share(self, request: Request, chat: str) -> Response:
         """A snapshot: what is said afterwards, or changed, is not in it."""
-        user = await self._user(request)
+        user = await self.platform.user(request)
         given = await body(request, UpTo)
         async with self.platform.store.database.write() as connection:
             row = await chats.find(connection, user, chat)
@@ -73,7 +73,7 @@ class LibraryRoutes:
         return json_response(_share_card(made, row.token), 201)
 
     async def shares(self, request: Request) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         of = request.query_params.get("chat")
         async with self.platform.store.database.read() as connection:
             rows = await self._rows(connection, user)
@@ -82,7 +82,7 @@ class LibraryRoutes:
         return json_response({"data": [card for card in cards if of is None or card["chat"] == of]})
 
     async def unshare(self, request: Request, share: str) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         mine = and_(shares.c.token == share, shares.c.user_id == user)
         async with self.platform.store.database.write() as connection:
             if (await connection.execute(delete(shares).where(mine))).rowcount == 0:
@@ -101,7 +101,7 @@ class LibraryRoutes:
     # ---- export and import -------------------------------------------------------------------------------------
 
     async def export(self, request: Request, chat: str) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         form = request.query_params.get("format", "json")
         if form not in ("json", "markdown"):
             raise InvalidRequest("format is json or markdown", param="format")
@@ -115,18 +115,18 @@ class LibraryRoutes:
         return _download(text, transfer.file_name(row.title, "md"), "text/markdown; charset=utf-8")
 
     async def export_all(self, request: Request) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         async with self.platform.store.database.read() as connection:
             rows = await chats.every(connection, user)
             text = transfer.document([await transfer.exported(connection, row) for row in rows])
         return _download(text, "leadline-chats.json", "application/json")
 
     async def bring_in(self, request: Request) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         return await self._bring_in(user, await body(request, transfer.Export, IMPORT_BYTES))
 
     async def bring_in_markdown(self, request: Request) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         given = await body(request, transfer.MarkdownBody, IMPORT_BYTES)
         return await self._bring_in(user, validate(transfer.Export, markdown.read(given.markdown)))
 
@@ -136,11 +136,6 @@ class LibraryRoutes:
         return json_response({"data": [chats.chat_card(row) for row in rows]}, 201)
 
     # ---- shared ------------------------------------------------------------------------------------------------
-
-    async def _user(self, request: Request) -> int:
-        visitor = await self.platform.visitor(request)
-        assert visitor.user_id is not None
-        return visitor.user_id
 
     async def _rows(self, connection: Any, user_id: int) -> list[Row[Any]]:
         query = select(shares).where(shares.c.user_id == user_id).order_by(shares.c.id.desc())

@@ -38,6 +38,7 @@ from leadline.server.meter import HoldMeter, Meters, every
 from leadline.server.metrics import Metrics
 from leadline.server.money import Price
 from leadline.server.store import DEFAULT_PRICE, Currency, Store, open_store
+from leadline.server.titles import Titles
 
 COOKIE = "leadline_session"
 UPKEEP_SECONDS = 60.0
@@ -61,6 +62,7 @@ class PlatformSettings:
     durable: bool = True
     linger_seconds: float = LINGER_SECONDS  # how long an answer on the site goes on when nobody watches it
     retention_days: int | None = None  # after which a chat that nobody touches is forgotten
+    titles: Titles = "words"  # who names a chat: the model after its first answer, or its first words for good
 
 
 class Platform:
@@ -123,7 +125,7 @@ class Platform:
         """On the API: a key or a client token."""
         secret = bearer(request.headers.get("authorization"))
         principal = await (self._key(secret) if secret.startswith("sk-") else self._session(secret, "client"))
-        request.scope["account"] = principal.user_id
+        request.scope["account"] = principal.owner
         self._rate(principal)
         return principal
 
@@ -136,11 +138,22 @@ class Platform:
             principal = await self._session(token, "web")
         except AuthenticationError as error:
             raise AuthenticationError(error.message, code="session_ended") from None
-        request.scope["account"] = principal.user_id
+        request.scope["account"] = principal.owner
         if admin and not principal.admin:
             raise PermissionDenied("this is for the operators", code="operators_only")
         self._rate(principal)
         return principal
+
+    async def user(self, request: Request) -> int:
+        """The visitor's account."""
+        return (await self.visitor(request)).owner
+
+    async def customer(self, request: Request) -> Principal:
+        """A visitor who may have answers: one who has accepted the terms."""
+        visitor = await self.visitor(request)
+        async with self.store.database.read() as connection:
+            await legal.check_accepted(connection, visitor.owner)
+        return visitor
 
     async def check_login(self, email: str, password: str, address: str) -> Row[Any]:
         """The user whose password this is. Someone unknown takes as long, and is told the same."""
@@ -206,8 +219,7 @@ class Platform:
     # ---- what they may do at once, and what it costs -----------------------------------------------------------
 
     def meter(self, principal: Principal, request_id: str, prompt_tokens: int, most: int) -> Meter:
-        assert principal.user_id is not None
-        order = Order(request_id, principal.user_id, principal.key_id, self.model, prompt_tokens, most)
+        order = Order(request_id, principal.owner, principal.key_id, self.model, prompt_tokens, most)
         return AccountMeter(self.meters.meter(order), self.slots, self._slots_of(principal))
 
     async def check_ready(self) -> None:
@@ -231,10 +243,10 @@ class Platform:
     def _rate(self, principal: Principal) -> None:
         if principal.requests_per_minute is not None:
             self.rates.take(("key", principal.key_id), principal.requests_per_minute)
-        self.rates.take(("user", principal.user_id), self.settings.requests_per_minute)
+        self.rates.take(("user", principal.owner), self.settings.requests_per_minute)
 
     def _slots_of(self, principal: Principal) -> dict[tuple[str, Any], int]:
-        slots: dict[tuple[str, Any], int] = {("user", principal.user_id): self.settings.concurrency}
+        slots: dict[tuple[str, Any], int] = {("user", principal.owner): self.settings.concurrency}
         if principal.concurrency is not None:
             slots["key", principal.key_id] = principal.concurrency
         return slots

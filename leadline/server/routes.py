@@ -17,6 +17,7 @@ from leadline.server.wallet import By
 Model = TypeVar("Model", bound=Schema)
 
 BODY_BYTES = 64 << 10
+MESSAGE_BYTES = 2 << 20  # of what is said in a chat
 
 # method, path, the handler's name, its body
 Route = tuple[str, str, str, type[Schema] | None]

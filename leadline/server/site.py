@@ -18,6 +18,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from leadline.errors import LeadlineError, PermissionDenied
 from leadline.server.account import AccountRoutes
 from leadline.server.admin import AdminRoutes
+from leadline.server.answer_routes import AnswerRoutes
 from leadline.server.answers import Answers
 from leadline.server.chat_routes import ChatRoutes
 from leadline.server.completion import CompletionService
@@ -31,6 +32,8 @@ from leadline.server.openai import PREFIXES
 from leadline.server.platform import Platform
 from leadline.server.settings import ANY_HOST
 from leadline.server.site_routes import SiteRoutes
+from leadline.server.temporary import TemporaryRoutes
+from leadline.server.titles import Titler
 
 SITE = "/api/"
 LEGACY = "/api/v0/"  # the chat protocol of 2024: bearer tokens alone, from programs that send another site's Origin
@@ -49,12 +52,15 @@ _PREFLIGHT = {
 
 
 def add_platform(app: FastAPI, platform: Platform, service: CompletionService) -> None:
-    answers = Answers(service, lambda: platform.store.database, platform.settings.linger_seconds)
+    titler = Titler(service, lambda: platform.store.database, platform.settings.titles)
+    answers = Answers(service, lambda: platform.store.database, platform.settings.linger_seconds, titler)
     platform.answers = answers
     pages = (
         SiteRoutes(platform, service),
         AccountRoutes(platform),
-        ChatRoutes(platform, service, answers),
+        ChatRoutes(platform, answers),
+        AnswerRoutes(platform, service, answers),
+        TemporaryRoutes(platform, service),
         LegacyRoutes(platform, service, answers),
         LibraryRoutes(platform),
         AdminRoutes(platform, service, answers),
@@ -75,10 +81,9 @@ def _balance_router(platform: Platform) -> APIRouter:
     async def user_balance(request: Request) -> Response:
         """In DeepSeek's format."""
         principal = await platform.admit(request)
-        assert principal.user_id is not None
         store = platform.store
         async with store.database.read() as connection:
-            has = await balance(connection, principal.user_id, store.now())
+            has = await balance(connection, principal.owner, store.now())
         info = {
             "currency": platform.settings.currency,
             "total_balance": format_money(has.total),

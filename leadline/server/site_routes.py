@@ -102,7 +102,7 @@ class SiteRoutes:
         return json_response({"version": row.version, "text": row.text, "created": row.created})
 
     async def accept_terms(self, request: Request) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         given = await body(request, TermsBody)
         store = self.platform.store
         async with store.database.write() as connection:
@@ -111,7 +111,7 @@ class SiteRoutes:
         return json_response({"ok": True})
 
     async def rename(self, request: Request) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         given = await body(request, NameBody)
         async with self.platform.store.database.write() as connection:
             row = await accounts.change_user(connection, user, name=given.name.strip())
@@ -120,7 +120,7 @@ class SiteRoutes:
     # ---- presets -----------------------------------------------------------------------------------------------
 
     async def presets(self, request: Request) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         query = select(presets).where(presets.c.user_id == user).order_by(presets.c.name, presets.c.id)
         async with self.platform.store.database.read() as connection:
             rows = (await connection.execute(query)).all()
@@ -128,7 +128,7 @@ class SiteRoutes:
         return json_response({"temperatures": temperatures, "data": [_preset_card(row) for row in rows]})
 
     async def make_preset(self, request: Request) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         given = await body(request, PresetBody)
         async with self.platform.store.database.write() as connection:
             count = await connection.scalar(select(func.count()).where(presets.c.user_id == user))
@@ -139,7 +139,7 @@ class SiteRoutes:
         return json_response(_preset_card(row), 201)
 
     async def change_preset(self, request: Request, preset: RowId) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         given = await body(request, PresetBody)
         mine = and_(presets.c.id == preset, presets.c.user_id == user)
         async with self.platform.store.database.write() as connection:
@@ -150,17 +150,12 @@ class SiteRoutes:
         return json_response(_preset_card(row))
 
     async def delete_preset(self, request: Request, preset: RowId) -> Response:
-        user = await self._user(request)
+        user = await self.platform.user(request)
         mine = and_(presets.c.id == preset, presets.c.user_id == user)
         async with self.platform.store.database.write() as connection:
             if (await connection.execute(delete(presets).where(mine))).rowcount == 0:
                 raise NotFound("there is no such preset", code="preset_not_found")
         return json_response({"ok": True})
-
-    async def _user(self, request: Request) -> int:
-        visitor = await self.platform.visitor(request)
-        assert visitor.user_id is not None
-        return visitor.user_id
 
 
 async def model_card(connection: Any, service: CompletionService) -> dict[str, Any]:

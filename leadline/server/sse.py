@@ -50,7 +50,7 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         *,
         keep_alive: float,
-        left: Callable[[], None],
+        left: Callable[[], None] = lambda: None,
         headers: Mapping[str, str] | None = None,
         sign_of_life: bytes = COMMENT,
     ) -> None:

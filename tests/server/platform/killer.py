@@ -32,6 +32,7 @@ from leadline.server.db import Database, chats, holds, messages, usage
 from leadline.server.platform import COOKIE, Platform, PlatformSettings
 from leadline.server.run import Server, bind
 from leadline.server.store import open_store
+from leadline.server.titles import Titler
 from leadline.tokenizer import Tokenizer
 from tests.fixtures_server import small_tokenizer
 
@@ -165,7 +166,9 @@ async def start(folder: Path) -> Customer:
 async def check(folder: Path, tokenizer: Tokenizer, seen: dict[str, str], done: dict[str, int], lag: float) -> int:
     """The number of holds that were swept. `lag` is in tokens."""
     async with open_store(folder, durable=False) as store:
-        witness = Answers(cast("CompletionService", None), lambda: store.database, 0)  # as the next start has it
+        nobody = cast("CompletionService", None)
+        titler = Titler(nobody, lambda: store.database, "words")
+        witness = Answers(nobody, lambda: store.database, 0, titler)  # as the next start has it
         billing = Billing(store.database, clock=lambda: time.time() + LEASE_SECONDS + 1, witness=witness)
         await must_add_up(store.database)
         swept = await billing.sweep()

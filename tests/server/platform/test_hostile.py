@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from leadline.server import account, admin, chat_routes, library_routes, site_routes
+from leadline.server import account, admin, answer_routes, chat_routes, library_routes, site_routes, temporary
 from leadline.server.limits import Throttle
 from leadline.server.schemas import Schema
 from leadline.tokenizer import Tokenizer
@@ -41,7 +41,9 @@ GOOD |= {"content": "Hello", "messages": [], "leadline_chats": 1, "chats": [], "
 GOOD |= {"hit": "1", "miss": "1", "output": "1", "token": "x", "old": "x", "new": "y" * 10}
 QUERIES = ("by", "from", "to", "before", "after", "query", "cursor", "limit", "offset", "format", "chat")
 STRANGE = ("\0", "%", "9" * 30, "-1", "x" * 5000, "%ff", "'; DROP TABLE users; --")
-TABLES = (account._ROUTES, chat_routes._ROUTES, library_routes._ROUTES, site_routes._ROUTES)
+TABLES = tuple(
+    module._ROUTES for module in (account, chat_routes, answer_routes, temporary, library_routes, site_routes)
+)
 OWN = [(method, "/api" + path, schema) for table in TABLES for method, path, _, schema in table]
 OPERATORS = [(method, "/api/admin" + path, schema) for method, path, _, schema in admin._ROUTES]
 ROUTES = [(method, path, schema) for method, path, schema in [*OWN, *OPERATORS] if schema is not None]
