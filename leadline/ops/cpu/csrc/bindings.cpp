@@ -37,6 +37,7 @@ T* at(uintptr_t address) {
 
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
+    if (leadline::amx_kernels()) names.push_back("amx");
     if (leadline::avx512_kernels()) names.push_back("avx512");
     if (leadline::avx2_kernels()) names.push_back("avx2");
     names.push_back("scalar");
@@ -44,7 +45,8 @@ std::vector<std::string> instruction_sets() {
 }
 
 const Kernels& kernels(const std::string& name) {
-    const Kernels* found = name == "avx512" ? leadline::avx512_kernels()
+    const Kernels* found = name == "amx"      ? leadline::amx_kernels()
+                           : name == "avx512" ? leadline::avx512_kernels()
                            : name == "avx2" ? leadline::avx2_kernels()
                            : name == "scalar" ? &leadline::scalar_kernels()
                                               : nullptr;
@@ -201,6 +203,7 @@ void routing(const Model& model, int index, int tokens, uintptr_t ids, uintptr_t
 NB_MODULE(_kernels, m) {
     nb::set_leak_warnings(false);  // an engine's thread may hold a model when the interpreter ends: no user's concern
     m.def("instruction_sets", &instruction_sets);
+    m.def("emulate_amx", &leadline::emulate_amx);
     nb::class_<Matrix>(m, "Matrix").def_ro("bytes", &Matrix::bytes);
     m.def("matrix", &matrix, "data"_a, "format"_a, "rows"_a, "columns"_a, "group"_a, "count"_a);
     m.def("linear", &linear);

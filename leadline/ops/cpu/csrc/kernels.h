@@ -14,7 +14,6 @@ constexpr int kFfnBlock = 64;   // columns of an activation made at a time: one 
 constexpr int kSegment = 128;   // tokens of the context whose softmax is made at a time
 constexpr int kHeads = 8;       // heads that read a segment's rows together
 constexpr int kMostWidth = 4096;  // of a row of the cache
-constexpr int kRowBlock = 36;   // rows whose activations are made at a time
 
 enum class Format : int { f32, bf16, int8, int4 };
 
@@ -42,6 +41,15 @@ struct Activations {
     const float* scales = nullptr;
     const int32_t* sums = nullptr;
     int64_t group_stride = 0;
+
+    LEADLINE_INLINE Activations from(int64_t row) const {
+        Activations a = *this;
+        a.x += x ? row * x_stride : 0;
+        a.codes += codes ? row * code_stride : 0;
+        a.scales += scales ? row * group_stride : 0;
+        a.sums += sums ? row * group_stride : 0;
+        return a;
+    }
 };
 
 // Where rows are quantised to.
@@ -126,5 +134,9 @@ struct Kernels {
 const Kernels& scalar_kernels();
 const Kernels* avx2_kernels();    // null where the build has none
 const Kernels* avx512_kernels();
+const Kernels* amx_kernels();     // null too where the system does not let this process use tiles
+
+// For tests: somebody executes AMX's instructions for a processor that has none.
+void emulate_amx(bool on);
 
 }  // namespace leadline

@@ -19,6 +19,7 @@ constexpr int kFloatRows = 3, kFloatPanels = 2;
 constexpr int kIntRows = 1, kIntPanels = 1;
 constexpr int kFloatRows = 1, kFloatPanels = 1;
 #endif
+constexpr int kRowBlock = 36;    // six whole tiles
 constexpr int kPrefetch = 4096;  // bytes ahead: about what memory delivers while one line is on its way
 
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }

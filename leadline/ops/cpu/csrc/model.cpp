@@ -36,14 +36,6 @@ void rotate(const float* x, const float* cos, const float* sin, int pairs, float
     }
 }
 
-Activations rows_from(Activations a, int64_t row) {
-    a.x += a.x ? row * a.x_stride : 0;
-    a.codes += a.codes ? row * a.code_stride : 0;
-    a.scales += a.scales ? row * a.group_stride : 0;
-    a.sums += a.sums ? row * a.group_stride : 0;
-    return a;
-}
-
 // Every `step`-th row.
 Activations every(Activations a, int step) {
     a.x_stride *= step, a.code_stride *= step, a.group_stride *= step;
@@ -424,7 +416,7 @@ void Model::absorb(const LayerWeights& w, int tokens) {
         const int head = item / blocks, first = item % blocks * step;
         const int count = std::min(step, w.k_b.panels - first);
         float* out = query_.get() + static_cast<int64_t>(head) * row + first * kPanel;
-        k_.matmul(w.k_b, head, first, count, every(rows_from(all, head), heads), nullptr, tokens, out,
+        k_.matmul(w.k_b, head, first, count, every(all.from(head), heads), nullptr, tokens, out,
                   static_cast<int64_t>(heads) * row);
     });
 }
@@ -543,7 +535,7 @@ void Model::expand(const LayerWeights& w, int tokens) {
             k_.divide(out, sum, latent);
             latents_.quantise(k_, static_cast<int>(line));
         }
-        const Activations rows = every(rows_from(all, static_cast<int64_t>(first) * heads + head), heads);
+        const Activations rows = every(all.from(static_cast<int64_t>(first) * heads + head), heads);
         k_.matmul(w.v_b, head, 0, w.v_b.panels, rows, nullptr, count,
                   value + static_cast<int64_t>(first) * width + static_cast<int64_t>(head) * shape_.values, width);
     });
@@ -670,7 +662,7 @@ void Model::experts(const LayerWeights& w, int tokens) {
             return;
         }
         const Expert& expert = active_[static_cast<size_t>((item - shared_chunks) / chunks)];
-        k_.matmul(w.experts_down, expert.id, first, count, rows_from(inner_.of(w.experts_down), expert.first), nullptr,
+        k_.matmul(w.experts_down, expert.id, first, count, inner_.of(w.experts_down).from(expert.first), nullptr,
                   expert.rows, out + static_cast<int64_t>(expert.first) * width + first * kPanel, width);
     });
 }

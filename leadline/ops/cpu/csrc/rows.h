@@ -1,9 +1,8 @@
 // Work on single rows: norms, quantisation, activations, sums. One order of accumulation each: sixteen lanes, then
-// their tree.
+// their tree. The unit that includes this has `matmul` and `kRowBlock`, rows whose activations are made at a time, first.
 #pragma once
 
 #include "kernels.h"
-#include "matmul.h"
 #include "simd.h"
 
 namespace leadline {
@@ -101,12 +100,7 @@ void swiglu(const Matrix& w, int part, int block, const Activations& a, const in
     alignas(64) float act[kFfnBlock];
     for (int m = 0; m < rows; m += kRowBlock) {
         const int count = rows - m < kRowBlock ? rows - m : kRowBlock;
-        Activations from = a;
-        if (!index) {
-            from.x += m * a.x_stride, from.codes += m * a.code_stride;
-            from.scales += m * a.group_stride, from.sums += m * a.group_stride;
-        }
-        matmul(w, part, first, panels, from, index ? index + m : nullptr, count, both[0], 2 * kFfnBlock);
+        matmul(w, part, first, panels, index ? a : a.from(m), index ? index + m : nullptr, count, both[0], 2 * kFfnBlock);
         for (int r = 0; r < count; ++r) {
             float* out = to.codes ? act : x + (m + r) * x_stride + block * kFfnBlock;
             for (int p = 0; p < panels / 2; ++p)

@@ -1,10 +1,11 @@
 // The table of one instruction set; included once by each translation unit that is compiled for one.
 #pragma once
 
-#include "attention.h"
 #include "kernels.h"
-#include "latent.h"
 #include "matmul.h"
+// They use what is above.
+#include "attention.h"
+#include "latent.h"
 #include "rows.h"
 
 namespace leadline {
