@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
 from typing import Any
 
+from leadline.client.forms import Forms
 from leadline.client.http import AsyncClient, body_error, broken_off, parsed
 from leadline.client.sse import EventDecoder
 from leadline.engine.types import (
@@ -70,6 +70,7 @@ class RemoteEngine:
         self._running: set[str] = set()
         self._cancelled: set[str] = set()
         self._counts = dict.fromkeys(("finished", "cancelled", "prompt", "cached", "generated"), 0)
+        self._forms = Forms(client, model)
         self._closing = False
         self._idle = asyncio.Event()
 
@@ -115,7 +116,9 @@ class RemoteEngine:
         name, reader, ended = request.request_id, AnswerReader(request), False
         self._running.add(name)
         try:
-            async with contextlib.aclosing(self._events(body)) as events:
+            with _as_ours():
+                form = await self._forms.fields(request.params.grammar)
+            async with contextlib.aclosing(self._events({**body, **form})) as events:
                 async for event in events:
                     if name in self._cancelled:
                         break
@@ -236,7 +239,7 @@ def completion_body(request: EngineRequest, model: str, context_length: int) -> 
             body[theirs] = getattr(params, name)
     if request.cache_salt:
         body["cache_salt"] = body["user_id"] = request.cache_salt.hex()
-    return body | _format(params)
+    return body
 
 
 async def connect(
@@ -267,18 +270,6 @@ async def connect(
     )
     # Its own client: one is bound to the loop in which it first sends.
     return RemoteEngine(AsyncClient(url, api_key=key, max_retries=0), info, theirs)
-
-
-def _format(params: SamplingParams) -> dict[str, Any]:
-    grammar = params.grammar
-    if grammar is None:
-        return {}
-    if grammar.kind == "json_object":
-        return {"response_format": {"type": "json_object"}}
-    if grammar.kind == "json_schema":
-        schema = {"name": "answer", "schema": json.loads(grammar.text)}
-        return {"response_format": {"type": "json_schema", "json_schema": schema}}
-    raise InvalidRequest("a remote engine takes JSON schemas only; this answer needs another grammar", param="grammar")
 
 
 def _logprobs(given: Any) -> tuple[TokenLogprob, ...]:

@@ -23,10 +23,13 @@ MAX_N = 128
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Grammar:
-    """What the answer must match: `kind` names the language of `text` (a JSON schema, a regular expression, ...)."""
+    """What the answer must match: `kind` names the language of `text` (a JSON schema, a regular expression, ...).
+    `response_format` says the same in OpenAI's words, as JSON, where they say all of it: for engines that know no
+    other."""
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
     text: str = ""
+    response_format: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

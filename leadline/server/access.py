@@ -46,6 +46,11 @@ class Principal:
         if not self.control_tokens:
             raise PermissionDenied("this key may not put control tokens into prompts", param="prompt")
 
+    def check_grammars(self) -> None:
+        """Grammars in the compiler's own language are for who is trusted with control tokens: other servers."""
+        if not self.control_tokens:
+            raise PermissionDenied("this key may not bring grammars of its own", param="structured_outputs")
+
     def cache_salt(self, divider: str | None) -> bytes:
         """Unlike accounts share no cached prefix, and `divider` only divides an account's own further."""
         owner = b"" if self.user_id is None else b"account %d\0" % self.user_id

@@ -32,7 +32,7 @@ from leadline.server.metrics import Metrics, Timing
 from leadline.server.prompts import chat_prompt, completion_prompts, split_prompts
 from leadline.server.schemas import ChatRequest, CompletionRequest, Sampling
 from leadline.server.settings import ServerSettings
-from leadline.server.structure import answer_grammar
+from leadline.server.structure import answer_grammar, raw_grammar
 from leadline.server.tools import Toolbox, read_functions, read_toolbox
 from leadline.tokenizer import Tokenizer
 
@@ -150,7 +150,7 @@ class CompletionService:
         echo_only = bool(body.echo) and body.max_tokens == 0
         most = 1 if echo_only else COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         echoed = body.logprobs if body.echo else None
-        grammar = answer_grammar(body.response_format, None, space=False)
+        grammar = _completion_grammar(body, principal)
         params = self._params(body, max_tokens=most, logprobs=body.logprobs, prompt_logprobs=echoed, grammar=grammar)
         given = split_prompts(body.prompt)
         self._check_choices(len(given), params)
@@ -338,7 +338,9 @@ class Run:
             yield
         except InvalidRequest as error:
             if error.param == "grammar":
-                error.param = "tools" if self.job.tools else "response_format"
+                grammar = self.job.params.grammar
+                asked = "response_format" if grammar and grammar.response_format else "structured_outputs"
+                error.param = "tools" if self.job.tools else asked
             raise
 
     def _delta(self, choice: int, output: EngineOutput) -> Delta:
@@ -402,6 +404,16 @@ async def _numbered(stream: AsyncGenerator[EngineOutput, None]) -> AsyncGenerato
     async with contextlib.aclosing(stream):
         async for output in stream:
             yield 0, output
+
+
+def _completion_grammar(body: CompletionRequest, principal: Principal) -> Grammar | None:
+    raw, shape = raw_grammar(body.structured_outputs), answer_grammar(body.response_format, None, space=False)
+    if raw is None:
+        return shape
+    principal.check_grammars()
+    if shape is not None:
+        raise InvalidRequest("structured_outputs cannot be used with response_format", param="structured_outputs")
+    return raw
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...] | None:

@@ -100,4 +100,5 @@ class CompletionRequest(Sampling):
     echo: bool | None = None
     logprobs: Count | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     parse_special: bool | None = None

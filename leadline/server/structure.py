@@ -18,6 +18,7 @@ from leadline.server.tools import CALL, CALL_END, Toolbox
 
 # Between JSON's signs, of answers and of calls, which are one line. With more of it weak models never come back.
 ANSWER_SPACE, CALL_SPACE = r"( |\n[ ]{0,20})?", r" ?"
+MAX_GRAMMAR = 1_000_000  # characters: a toolbox of 128 functions, each with its schema
 _TEXT = r"/(.|\n)*/"  # every text; valid Unicode by itself
 
 
@@ -30,7 +31,29 @@ def answer_grammar(response_format: Mapping[str, Any] | None, tools: Toolbox | N
     if shape is not None:
         rules.append(f"shape: %json {_compiled(*shape, ANSWER_SPACE)}")
     rules += ["answer: shape"] if tools is None else _tool_rules(tools, shaped=shape is not None)
-    return Grammar("lark", "\n".join(rules))
+    said = json.dumps(response_format) if tools is None else ""
+    return Grammar("lark", "\n".join(rules), said)
+
+
+def raw_grammar(structured_outputs: Mapping[str, Any] | None) -> Grammar | None:
+    """vLLM's field, as far as another leadline sends it: exactly one of grammar, regex and json."""
+    if structured_outputs is None:
+        return None
+    where = "structured_outputs"
+    given = {name: value for name, value in structured_outputs.items() if value is not None}
+    if len(given) != 1 or not given.keys() <= {"grammar", "regex", "json"}:
+        raise InvalidRequest(f"{where} has one of grammar, regex and json", param=where)
+    ((kind, value),) = given.items()
+    if kind == "json":
+        if not isinstance(value, dict):
+            raise InvalidRequest(f"{where}.json must be a JSON schema", param=f"{where}.json")
+        check_schema(value, f"{where}.json")
+        return Grammar("json_schema", json.dumps(value))
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_GRAMMAR:
+        raise InvalidRequest(
+            f"{where}.{kind} must be text of at most {MAX_GRAMMAR} characters", param=f"{where}.{kind}"
+        )
+    return Grammar("lark" if kind == "grammar" else "regex", value)
 
 
 def response_schema(response_format: Mapping[str, Any] | None) -> tuple[dict[str, Any], bool] | None:

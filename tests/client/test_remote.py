@@ -16,7 +16,7 @@ import pytest
 from leadline.client.http import AsyncClient
 from leadline.client.remote import RemoteEngine, connect
 from leadline.engine.fake import ANSWER
-from leadline.engine.types import EngineInfo, EngineOutput, EngineProtocol, EngineRequest, Grammar, SamplingParams
+from leadline.engine.types import EngineInfo, EngineOutput, EngineProtocol, EngineRequest, SamplingParams
 from leadline.errors import (
     ConfigError,
     ConnectionFailed,
@@ -132,8 +132,6 @@ def test_leaving_and_cancelling_stop_the_engine_there(tokenizer: Tokenizer) -> N
 def test_what_cannot_be_asked(upstream: LiveServer) -> None:
     with pytest.raises(InvalidRequest, match="no log-probabilities of the prompt"):
         ask(upstream.url, prompt_logprobs=1)
-    with pytest.raises(InvalidRequest, match="another grammar"):
-        ask(upstream.url, grammar=Grammar("lark", "start: /a/"))
     with pytest.raises(ContextLengthExceeded):
         ask(upstream.url, tuple(range(512)))
     with pytest.raises(EngineOverloaded, match="not available"):
