@@ -162,6 +162,15 @@ class CpuModel:
         self._native.logits(hidden_RD.data_ptr(), rows, self._logits.data_ptr())
         return self._logits[:rows]
 
+    def experts(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """A layer's experts alone, shared ones included: (T, D) float32 (eq. 20 without the residual)."""
+        x_TD, ids_TK = x_TD.float().contiguous(), expert_ids_TK.int().contiguous()
+        weights_TK, out_TD = weights_TK.float().contiguous(), torch.empty(x_TD.shape)
+        self._native.experts(
+            layer, x_TD.data_ptr(), len(x_TD), ids_TK.data_ptr(), weights_TK.data_ptr(), out_TD.data_ptr()
+        )
+        return out_TD
+
     def _reach(self, length: int) -> None:
         """Cosines and sines up to this position, made in powers of two."""
         if len(self._cos) < length:

@@ -12,6 +12,7 @@ from leadline.checkpoint.recipes import RECIPES, Recipe
 from leadline.errors import ConfigError
 from leadline.model.batch import ForwardBatch
 from leadline.model.cpu import CpuModel
+from leadline.model.moe import MoE
 from leadline.model.packed import MODEL, PackedWeights, exact, pack_model
 from leadline.ops.cpu import native
 from tests.engine.models import random_model
@@ -73,6 +74,22 @@ def test_routing_is_given_when_asked_for() -> None:
     assert torch.equal(both[0][-1].expert_ids_TK, both[1][1].expert_ids_TK)
     with pytest.raises(IndexError):
         both[0][2]
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_layers_experts_alone_are_pytorchs_and_no_row_minds_the_others(name: str, isa: str) -> None:
+    bound, reference = exact_pair(CONFIGS[name], isa=isa)
+    layer = CONFIGS[name].first_k_dense_replace
+    moe = reference.model.layers[layer].mlp
+    assert isinstance(moe, MoE)
+    x_TD = torch.randn(37, CONFIGS[name].hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected_TD, routing = moe(x_TD)
+    actual_TD = bound.experts(layer, x_TD, routing.expert_ids_TK, routing.weights_TK)
+    torch.testing.assert_close(actual_TD, expected_TD, rtol=1e-4, atol=1e-4)
+    one_TD = bound.experts(layer, x_TD[5:6], routing.expert_ids_TK[5:6], routing.weights_TK[5:6])
+    assert torch.equal(one_TD, actual_TD[5:6])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

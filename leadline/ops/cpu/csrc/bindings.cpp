@@ -225,6 +225,10 @@ NB_MODULE(_kernels, m) {
             nb::gil_scoped_release release;
             model.logits(at<const float>(hidden), rows, at<float>(out));
         })
+        .def("experts", [](Model& model, int layer, uintptr_t x, int tokens, uintptr_t ids, uintptr_t gates, uintptr_t out) {
+            nb::gil_scoped_release release;
+            model.experts_of(layer, at<const float>(x), tokens, at<const int32_t>(ids), at<const float>(gates), at<float>(out));
+        })
         .def("routing", &routing)
         .def("moe_layers", &Model::moe_layers)
         .def("buffer_bytes", &Model::buffer_bytes)

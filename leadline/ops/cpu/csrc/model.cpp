@@ -621,6 +621,19 @@ void Model::sort(const int32_t* ids, int tokens) {
     }
 }
 
+void Model::experts_of(int layer, const float* x, int tokens, const int32_t* ids, const float* gates, float* out) {
+    const LayerWeights& w = layers_[static_cast<size_t>(layer)];
+    const size_t pairs = static_cast<size_t>(tokens) * shape_.top_k, numbers = static_cast<size_t>(tokens) * shape_.hidden;
+    normed_.shape(tokens, shape_.hidden, x, shape_.hidden, {&w.experts_gate_up, &w.shared_gate_up});
+    pool_.each(tokens, 4, [&](int t) { normed_.quantise(k_, t); });
+    std::copy_n(gates, pairs, gates_.need(pairs));
+    std::fill_n(x_.need(numbers), numbers, 0.0f);
+    sort(ids, tokens);
+    experts(w, tokens);
+    combine(w, tokens, 0);
+    std::copy_n(x_.get(), numbers, out);
+}
+
 // Every chosen expert over its tokens, and the shared ones over all: up, then down.
 void Model::experts(const LayerWeights& w, int tokens) {
     const int pairs = tokens * shape_.top_k, width = shape_.hidden;

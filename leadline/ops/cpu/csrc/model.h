@@ -111,6 +111,9 @@ class Model {
 
     void forward(const Pass& pass);
     void logits(const float* hidden, int rows, float* out);
+    // A layer's experts alone, shared ones included: rows x (tokens, hidden), each token's choices and gates (tokens, top_k)
+    // in, their sum (tokens, hidden) out.
+    void experts_of(int layer, const float* x, int tokens, const int32_t* ids, const float* gates, float* out);
 
     const Shape& shape() const { return shape_; }
     const Kernels& kernels() const { return k_; }
