@@ -49,12 +49,14 @@ EVAL_ROW = 1024
 class GrpoConfig(RunConfig):
     """`group` answers to each of `questions` a step; `updates` optimiser steps go over all of them `passes` times.
 
-    `clip` and `kl` are eq. 32's epsilon and beta; `reference` None is `init`. With `corpus`, a folder that `train data`
-    made, held-out bits per byte are told too.
+    `clip` and `kl` are eq. 32's epsilon and beta; `reference` None is `init`. With `skip_even` a step learns only from
+    groups whose answers are not all worth the same: the others push nowhere but back to the reference. With `corpus`, a
+    folder that `train data` made, held-out bits per byte are told too.
     """
 
     questions: int = 16
     group: int = 16
+    skip_even: bool = False
     max_tokens: int = 256  # of an answer
     clip: float = 0.2
     kl: float = 0.04
@@ -77,8 +79,8 @@ class GrpoConfig(RunConfig):
             raise ConfigError("group must be at least 2: one answer has no better or worse beside it")
         if self.clip <= 0 or self.kl < 0:
             raise ConfigError("clip must be more than 0, kl not negative")
-        if self.questions * self.group < self.updates:
-            raise ConfigError("updates is more than the answers of a step")
+        if (1 if self.skip_even else self.questions) * self.group < self.updates:
+            raise ConfigError("updates is more than the answers that a step is sure to learn from")
         if self.rollout.sequences < 1 or self.rollout.pass_tokens < 1:
             raise ConfigError("rollout.sequences and rollout.pass_tokens must be at least 1")
         self.rewards.check()
@@ -177,6 +179,8 @@ class GrpoTrainer(Run):
     def train_step(self) -> dict[str, float]:
         lr = self.learning_rate
         samples, told = self.rollout()
+        if self.config.skip_even:
+            samples = uneven(samples, self.config.group)
         started, norms, history = time.perf_counter(), [], []
         self.ask_reference(samples)
         for update in range(self.config.passes * self.config.updates):
@@ -309,6 +313,13 @@ class GrpoTrainer(Run):
             loss = cross_entropy(hidden_TD, self.model.lm_head.weight, batch.targets_T.to(device), weights_T)
             nats += float(loss) * float(weights_T.sum())
         return nats / math.log(2) / size
+
+
+def uneven(samples: Sequence[Sample], group: int) -> list[Sample]:
+    """The groups in which some answers are worth more than others; all, where there is no such group."""
+    groups = [samples[start : start + group] for start in range(0, len(samples), group)]
+    kept = [each for each in groups if any(sample.advantage for sample in each)]
+    return [sample for each in kept or groups for sample in each]
 
 
 # ---- passes --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from leadline.train.config import OptimizerConfig, TrainConfig
 from leadline.train.corpus import sha256_of
 from leadline.train.data import Batch, DataSource, PackedCorpus, held_out
 from leadline.train.loop import HeldOut, Trainer
+from leadline.train.run import RunConfig
 
 TINY = ModelConfig(
     vocab_size=320,
@@ -148,7 +149,7 @@ def stop_at(config: TrainConfig, step: int) -> Trainer:
     return stopped
 
 
-def newest(config: TrainConfig) -> dict[str, torch.Tensor]:
+def newest(config: TrainConfig | RunConfig) -> dict[str, torch.Tensor]:
     """The tensors of the newest checkpoint."""
     return checkpoints.load(checkpoints.complete(config.out / "checkpoints")[-1])[1]
 
@@ -157,6 +158,6 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def records(config: TrainConfig) -> list[dict[str, Any]]:
+def records(config: TrainConfig | RunConfig) -> list[dict[str, Any]]:
     lines = (config.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]

@@ -31,6 +31,7 @@ from leadline.train.grpo import (
     make_pack,
     make_trainer,
     packs,
+    uneven,
 )
 from leadline.train.loop import LOOK_ONLY, recipe_hash
 from leadline.train.metrics import read_records
@@ -233,6 +234,31 @@ def test_passes_of_any_size_give_one_gradient(config: GrpoConfig) -> None:
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-7)
 
 
+def test_groups_without_spread_are_skipped(config: GrpoConfig) -> None:
+    """A step then learns from the others alone; from all where no group has spread, as when nothing is skipped."""
+    trainer = toy_trainer(dataclasses.replace(config, skip_even=True))
+    samples, told = trainer.rollout()
+    size = config.group
+    even, rest = samples[:size], samples[size:]
+    assert told["groups_without_spread"] == 0.0
+    assert uneven(samples, size) == samples
+    levelled = [dataclasses.replace(sample, advantage=0.0) for sample in even]
+    half_level = [dataclasses.replace(rest[0], advantage=0.0), *rest[1:]]
+    assert uneven([*levelled, *half_level], size) == half_level
+    assert uneven(levelled, size) == levelled
+    trainer.rollout = lambda: ([*levelled, *rest], told)  # type: ignore[method-assign]
+    seen: list[int] = []
+    accumulate = trainer.accumulate
+
+    def counted(samples: Sequence[Sample]) -> dict[str, float]:
+        seen.append(len(samples))
+        return accumulate(samples)
+
+    trainer.accumulate = counted  # type: ignore[method-assign]
+    assert trainer.train_step()["tokens"] == sum(sample.answer.tokens for sample in rest)
+    assert seen == [len(rest)]
+
+
 # ---- learning
 
 FASTER = OptimizerConfig(peak_lr=2e-2, warmup_steps=1, decay_at=())
@@ -390,6 +416,7 @@ def test_a_recipe_trains_and_its_model_opens(
         (["rewards.reasoning=0"], "one must be more than 0"),
         (["rewards.helpful=1"], "rewards.helpful needs rewards.helpful_model"),
         (["updates=99"], "updates is more than the answers"),
+        (["skip_even=true", "updates=5"], "updates is more than the answers"),
         (["groups=1"], "did you mean 'group'"),
         (["max_tokens=256"], "every prompt is longer than 0 tokens"),
     ],

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from leadline.train import checkpoints
-from leadline.train.config import TrainConfig
 from tests.source import ROOT
+from tests.train.alignment import grpo_recipe, make_init, toy_trainer
 from tests.train.runs import newest, recipe, records, same, trainer
 
 STEPS = 60
+GRPO_STEPS = 24
 
 # One process that has everything imported forks a run, lets it write some checkpoints (none: it is killed while it
 # starts), kills it a moment later, wherever it then is, and forks it again.
@@ -22,21 +24,23 @@ KILLER = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
+from tests.train.alignment import grpo_recipe, toy_trainer
 from tests.train.runs import recipe, trainer
 torch.set_num_threads(1)
-folder, corpus, tokenizer = map(Path, sys.argv[1:4])
-config = recipe(folder, corpus, tokenizer, steps=int(sys.argv[4]), save_every=2)
-trainer(config)  # imports what building one imports
+kind, folder, *inputs = sys.argv[1], *map(Path, sys.argv[2:-2])
+make, build = {"pretrain": (recipe, trainer), "grpo": (grpo_recipe, toy_trainer)}[kind]
+config = make(folder, *inputs, steps=int(sys.argv[-2]), save_every=2)
+build(config)  # imports what building one imports
 
 def newest():
     return max([int(path.name[5:]) for path in (folder / "run/checkpoints").glob("step-*")], default=0)
 
-for kill in sys.argv[5:]:
+for kill in sys.argv[-1].split():
     checkpoints, delay = kill.split("+")
     goal = newest() + 2 * int(checkpoints)
     child = os.fork()
     if child == 0:
-        trainer(config).run()
+        build(config).run()
         os._exit(0)
     running = True
     while running and newest() < goal:
@@ -50,26 +54,25 @@ for kill in sys.argv[5:]:
 """
 
 
-def kill(config: TrainConfig, folder: Path, times: int, seed: int) -> list[int]:
-    """The step of the newest checkpoint after each kill."""
+def kill(kind: str, folder: Path, inputs: list[Path], steps: int, times: int, seed: int, longest: float) -> None:
+    """Start a run and kill it up to `longest` seconds after a checkpoint, `times` times. Every checkpoint is whole."""
     draw = random.Random(seed)
-    kills = [f"{draw.randrange(3)}+{draw.uniform(0.0, 0.03)}" for _ in range(times)]
-    assert config.tokenizer is not None
-    args = [str(folder), str(config.data), str(config.tokenizer), str(STEPS), *kills]
+    kills = " ".join(f"{draw.randrange(3)}+{draw.uniform(0.0, longest)}" for _ in range(times))
+    args = [kind, str(folder), *map(str, inputs), str(steps), kills]
     done = subprocess.run([sys.executable, "-c", KILLER, *args], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    return [int(line) for line in done.stdout.split()]
-
-
-def check(tmp_path: Path, corpus: Path, tokenizer: Path, times: int, seed: int) -> None:
-    config = recipe(tmp_path, corpus, tokenizer, steps=STEPS, save_every=2)
-    seen = kill(config, tmp_path, times, seed)
+    seen = [int(line) for line in done.stdout.split()]
     assert len(seen) == times
     assert seen == sorted(seen)
     assert len(set(seen)) > 2, "the runs got somewhere between kills"
-    for path in checkpoints.complete(config.out / "checkpoints"):
+    for path in checkpoints.complete(folder / "run/checkpoints"):
         checkpoints.load(path)
+
+
+def check(tmp_path: Path, corpus: Path, tokenizer: Path, times: int, seed: int) -> None:
+    kill("pretrain", tmp_path, [corpus, tokenizer], STEPS, times, seed, longest=0.03)
+    config = recipe(tmp_path, corpus, tokenizer, steps=STEPS, save_every=2)
     assert trainer(config).run()
     told = [record["step"] for record in records(config) if "loss" in record]
     assert told == list(range(1, STEPS + 1)), "every step once, no line torn"
@@ -86,6 +89,22 @@ def test_runs_killed_ten_times_end_as_one_that_was_not(tmp_path: Path, corpus: P
 @pytest.mark.parametrize("seed", range(5))
 def test_runs_killed_often_end_as_one_that_was_not(tmp_path: Path, corpus: Path, tokenizer: Path, seed: int) -> None:
     check(tmp_path, corpus, tokenizer, times=10, seed=100 + seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_grpo_killed_often_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    """While it samples, learns, or writes: rollouts come again as they were."""
+    init = make_init(tmp_path / "init")
+    kill("grpo", tmp_path, [init], GRPO_STEPS, times=8, seed=7, longest=0.3)
+    config = grpo_recipe(tmp_path, init, steps=GRPO_STEPS, save_every=2)
+    assert toy_trainer(config).run()
+    told = [record["step"] for record in records(config) if "reward" in record]
+    assert told == list(range(1, GRPO_STEPS + 1))
+    straight = grpo_recipe(tmp_path / "straight", init, steps=GRPO_STEPS)
+    torch.set_num_threads(1)
+    assert toy_trainer(straight).run()
+    assert same(newest(config), newest(straight))
 
 
 # A process of its own, since compiled ops stay registered: a straight run, or one that stops and goes on.
