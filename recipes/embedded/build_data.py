@@ -3,7 +3,7 @@
     python recipes/embedded/build_data.py documents RAW OUT     OUT/documents/<source>.jsonl, for corpus.toml
     python recipes/embedded/build_data.py chats RAW OUT         OUT/sft/train.jsonl and valid.jsonl, for sft.toml
     python recipes/embedded/build_data.py tokenizer RAW OUT     OUT/tokenizer, trained on both
-    python recipes/embedded/build_data.py alignment RAW OUT     OUT/preferences and OUT/questions, for reward models and GRPO
+    python recipes/embedded/build_data.py alignment RAW OUT     OUT/preferences, questions, solutions: reward models, GRPO
     python recipes/embedded/build_data.py check RAW OUT         fails when OUT holds a test prompt, eight words of one, or a held-out sum
 
 RAW is the folder with the raw sources (leadline/embedded/ATTRIBUTION.md). The same input gives the same bytes.
@@ -180,19 +180,22 @@ WISHES = {"train": 4000, "valid": 200}
 
 
 def alignment(raw: Path, out: Path) -> None:
-    """Pairs for the two reward models, and questions for the two stages of GRPO, from the conversations in OUT/sft."""
-    asked = {"sums": list(sums.questions()), "differences": list(sums.questions(seed=34, additions=0.2))}
+    """Pairs for the two reward models and questions for the two stages of GRPO, from the conversations in OUT/sft; and the
+    first stage's questions worked out, to see what fine-tuning alone makes of them."""
+    asked, solved = list(sums.questions()), [sources.chat(*turns) for turns in sums.solutions()]
     for place, name in enumerate(("train", "valid")):
         known = [document for document in sources.read_jsonl(out / "sft" / f"{name}.jsonl")
                  if document["messages"][-1]["role"] == "assistant"]  # fmt: skip
         helpful = preferences.helpful(known, HELPFUL[name], seed=50 + place)
         safety = preferences.safety(known, SAFETY[name], seed=60 + place, held_out=name == "valid")
         wishes = [{"messages": document["messages"][:-1]} for document in preferences.in_order(known, seed=70 + place)]
+        part = slice(None, -300) if name == "train" else slice(-300, None)
         made: dict[str, list[Any]] = {
             "preferences/helpful": preferences.in_order(helpful, seed=80 + place),
             "preferences/safety": preferences.in_order(safety, seed=90 + place),
-            **{f"questions/{kind}": found[:-300] if name == "train" else found[-300:] for kind, found in asked.items()},
+            "questions/sums": asked[part],
             "questions/wishes": wishes[: WISHES[name]],
+            "solutions": solved[part],
         }
         for folder, records in made.items():
             print(f"{folder} {name}: {write_jsonl(out / folder / f'{name}.jsonl', records):,}")

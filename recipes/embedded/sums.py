@@ -6,7 +6,8 @@ number alone gets that. No pair that `leadline eval sums` or `leadline eval arit
 
     conversations(16000)    chats as lists of turns, for fine-tuning
     documents(24000)        {"text": ...} of several sums each, for pre-training
-    questions(8000)         questions with their results, for GRPO
+    questions(9000)         questions with their results, for GRPO
+    solutions(9000)         the same questions worked out, for what fine-tuning alone makes of them
 
 All are functions of their arguments alone.
 """
@@ -199,10 +200,10 @@ def conversations(count: int = 16_000, seed: int = 31) -> Iterator[Turns]:
         yield exchange(rng) + (exchange(rng) if rng.random() < 0.05 else [])
 
 
-def questions(count: int = 8000, seed: int = 33, *, additions: float = 1.0) -> Iterator[dict[str, object]]:
-    """Plain questions with their results, each once, for GRPO: none is asked by an evaluation, few in `conversations`.
+def plain(count: int, seed: int, additions: float) -> Iterator[tuple[Sum, str]]:
+    """Sums with plain questions, each question once: none is asked by an evaluation, few in `conversations`.
 
-    Of the additions only a share is kept: a model that has learned them learns more from differences.
+    Of the additions only a share is kept: differences are harder, and more is learned from them.
     """
     rng, seen = random.Random(seed), set[str]()
     while len(seen) < count:
@@ -212,7 +213,19 @@ def questions(count: int = 8000, seed: int = 33, *, additions: float = 1.0) -> I
             continue
         if each.result >= 0 and each.operation != "*" and max(each.a, each.b) >= 10 and question not in seen:
             seen.add(question)
-            yield {"messages": [{"role": "user", "content": question}], "answer": str(each.result)}
+            yield each, question
+
+
+def questions(count: int = 9000, seed: int = 33, *, additions: float = 0.35) -> Iterator[dict[str, object]]:
+    """Plain questions with their results, for GRPO."""
+    for each, question in plain(count, seed, additions):
+        yield {"messages": [{"role": "user", "content": question}], "answer": str(each.result)}
+
+
+def solutions(count: int = 9000, seed: int = 33, *, additions: float = 0.35) -> Iterator[Turns]:
+    """The questions of `questions`, worked out."""
+    for each, question in plain(count, seed, additions):
+        yield [question, worked(each, is_chinese(question))]
 
 
 # ------------------------------------------------------------------------------------------------------------ documents

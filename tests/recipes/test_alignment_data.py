@@ -100,24 +100,32 @@ def test_questions_may_be_differences_alone(recipe: Any) -> None:
     assert all(int(question["answer"]) == abs(a - b) for question, (a, b, *_) in zip(asked, numbers, strict=True))
 
 
+def test_what_is_asked_is_also_worked_out(recipe: Any) -> None:
+    sums = recipe("sums")
+    for question, (asked, told) in zip(sums.questions(200), sums.solutions(200), strict=True):
+        assert question["messages"][0]["content"] == asked
+        assert re.findall(r"\d+", told)[-1] == question["answer"]
+        assert told.count("=") > 1
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("pretrain", TrainConfig), ("extend", TrainConfig), ("sft", TrainConfig), ("helpful", RewardConfig),
-     ("safety", RewardConfig), ("grpo", GrpoConfig), ("differences", GrpoConfig), ("align", GrpoConfig)],
+     ("safety", RewardConfig), ("grpo", GrpoConfig), ("align", GrpoConfig), ("worked", TrainConfig)],
 )  # fmt: skip
 def test_the_recipes_are_ones_that_their_stages_take(name: str, kind: type[Any]) -> None:
     load(kind, RECIPE / f"{name}.toml").check()
 
 
 def test_each_stage_starts_from_the_one_before() -> None:
-    names = ("extend", "sft", "helpful", "safety", "grpo", "differences", "align")
+    names = ("extend", "sft", "helpful", "safety", "grpo", "worked", "align")
     starts = {
         name: re.search(r'^init = "runs/embedded/(\w+)/model"', (RECIPE / f"{name}.toml").read_text(), re.M)
         for name in names
     }
     assert {name: found and found[1] for name, found in starts.items()} == {
         "extend": "pretrain", "sft": "extend", "helpful": "average", "safety": "average", "grpo": "average",
-        "differences": "grpo", "align": "differences",
+        "worked": "average", "align": "grpo",
     }  # fmt: skip
 
 
