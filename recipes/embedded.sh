@@ -9,7 +9,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STAGES="documents recall chats tokenizer shards alignment check pretrain extend sft average helpful safety grpo install gates"
+STAGES="documents haystacks chats tokenizer shards lookups alignment check"
+STAGES+=" pretrain extend sft average recall recall_long helpful safety grpo install gates"
 RUNS=runs/embedded
 DATA=$RUNS/data
 RECIPES=recipes/embedded
@@ -36,9 +37,11 @@ train() { leadline train "$1" "$RECIPES/$2.toml" "${SETTINGS[@]}"; }
 run_stage() {
     case $1 in
         documents | chats | tokenizer | alignment | check) build "$1" ;;
-        recall) python "$RECIPES/recall.py" "$DATA" ;;
+        haystacks) python "$RECIPES/haystacks.py" "$DATA" ;;
+        lookups) python "$RECIPES/recall.py" "$DATA" ;;
         shards) shards corpus; shards long ;;
         pretrain | extend | sft) train "$1" "$1" ;;
+        recall | recall_long) train sft "$1" ;;
         average) python "$RECIPES/average.py" "$RUNS/pretrain/model" "$RUNS/sft/model" 0.6 "$RUNS/average/model" ;;
         helpful | safety) train reward "$1" ;;
         grpo) train grpo grpo ;;

@@ -1,4 +1,4 @@
-"""Batches: packed documents for pre-training, conversations for SFT.
+"""Batches: packed documents for pre-training, conversations and texts to complete for SFT.
 
 Both are functions of a global index alone: batch i holds the same tokens whenever and by how many processes it is made,
 so a resumed run goes on with exactly what it would have seen.
@@ -214,8 +214,21 @@ def held_out(folder: Path, split: str, sequence_length: int, limit: int) -> tupl
 # ---- conversations -----------------------------------------------------------------------------------------------
 
 
-def read_conversations(path: Path) -> list[list[dict[str, str]]]:
-    """OpenAI-style lines, {"messages": [...]}; errors name the file and the line. Lines end at "\\n" only."""
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """Plain text, no turns: loss on the completion and the EOS after it. An empty prompt: all of a document."""
+
+    prompt: str
+    completion: str
+
+
+Messages = list[dict[str, str]]
+Lesson = Messages | Completion
+
+
+def read_conversations(path: Path) -> list[Lesson]:
+    """OpenAI-style lines, {"messages": [...]} or {"prompt": "...", "completion": "..."}; errors name the file and the
+    line. Lines end at "\\n" only."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -226,15 +239,27 @@ def read_conversations(path: Path) -> list[list[dict[str, str]]]:
     return conversations
 
 
-def _conversation(line: bytes, where: str) -> list[dict[str, str]]:
+def _conversation(line: bytes, where: str) -> Lesson:
     try:
-        messages = json.loads(line)["messages"]
+        record = json.loads(line)
+        if "completion" in record and "messages" not in record:
+            return _completion(record, where)
+        messages = record["messages"]
     except (ValueError, KeyError, TypeError):
         raise DataError(f'{where}: not a JSON object with "messages" of "role" and "content"') from None
     pairs = check_messages(messages, where)
     if not any(m["role"] == "assistant" for m in pairs):
         raise DataError(f"{where}: no assistant message to learn from")
     return pairs
+
+
+def _completion(record: dict[str, object], where: str) -> Completion:
+    prompt, completion = record.get("prompt", ""), record["completion"]
+    if not (isinstance(prompt, str) and isinstance(completion, str) and _is_text(prompt) and _is_text(completion)):
+        raise DataError(f"{where}: a prompt or a completion that is not text")
+    if not completion:
+        raise DataError(f"{where}: an empty completion, nothing to learn from")
+    return Completion(prompt, completion)
 
 
 def check_messages(messages: object, where: str) -> list[dict[str, str]]:
@@ -255,7 +280,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 
-def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> Fragment:
+def encode_conversation(tokenizer: Tokenizer, messages: Messages) -> Fragment:
     """Loss on the assistant's words and the EOS after them only; the EOS counts although pad has the same id."""
     ids = tokenizer.render(messages, add_generation_prompt=False)
     weights = np.zeros(len(ids), dtype=np.float32)
@@ -268,11 +293,26 @@ def encode_conversation(tokenizer: Tokenizer, messages: list[dict[str, str]]) ->
     return tokens, np.append(tokens[1:], 0), weights
 
 
+def encode_completion(tokenizer: Tokenizer, text: Completion) -> Fragment:
+    """Loss on the completion and the EOS. Both are encoded alone, so that what precedes is what a prompt would be."""
+    before = [tokenizer.bos_id, *tokenizer.encode(text.prompt)]
+    tokens = np.asarray([*before, *tokenizer.encode(text.completion), tokenizer.eos_id], dtype=np.int64)
+    weights = np.zeros(len(tokens), dtype=np.float32)
+    weights[len(before) - 1 : -1] = 1.0
+    return tokens, np.append(tokens[1:], 0), weights
+
+
+def encode_lesson(tokenizer: Tokenizer, lesson: Lesson) -> Fragment:
+    if isinstance(lesson, Completion):
+        return encode_completion(tokenizer, lesson)
+    return encode_conversation(tokenizer, lesson)
+
+
 class Conversations:
     """Whole conversations, never split, packed into passes of about `tokens` tokens; each epoch in another order."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer, max_length: int, tokens: int, seed: int = 0) -> None:
-        encoded = [encode_conversation(tokenizer, messages) for messages in read_conversations(path)]
+        encoded = [encode_lesson(tokenizer, lesson) for lesson in read_conversations(path)]
         self.fragments = [fragment for fragment in encoded if len(fragment[0]) <= max_length]
         self.dropped = len(encoded) - len(self.fragments)
         if not self.fragments:

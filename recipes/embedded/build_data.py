@@ -21,8 +21,8 @@ from typing import Any
 
 import chats
 import chinese
+import haystacks
 import preferences
-import recall
 import sources
 import sums
 from sources import Document
@@ -114,13 +114,15 @@ class Tested:
 
 
 def texts_of(document: Document) -> list[str]:
+    if "completion" in document:
+        return [document["prompt"], document["completion"]]
     return [document["text"]] if "text" in document else [turn["content"] for turn in document["messages"]]
 
 
 def conversations(raw: Path, out: Path) -> Iterator[tuple[str, Document]]:
     """(kind, chat), each once, none that touches a test prompt."""
     tested, seen = Tested(), set[str]()
-    kinds = {**chats.all_chats(raw, sources.count_words(raw)), "recall": recall.chats(out / "documents")}
+    kinds = {**chats.all_chats(raw, sources.count_words(raw)), "recall": haystacks.chats(out / "documents")}
     for kind, found in kinds.items():
         for turns in found:
             key = "\n".join(turns)
@@ -204,10 +206,13 @@ def alignment(raw: Path, out: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- check
 
 
+CHECKED = ("documents", "sft", "recall", "recall_long")
+
+
 def check(raw: Path, out: Path) -> None:
     """Fail when a document or a conversation touches a test prompt."""
     tested = Tested()
-    for path in (*sorted((out / "documents").glob("*.jsonl")), *sorted((out / "sft").glob("*.jsonl"))):
+    for path in (path for folder in CHECKED for path in sorted((out / folder).glob("*.jsonl"))):
         touched = sum(tested.touches(texts_of(document)) for document in sources.read_jsonl(path))
         print(f"{path.name:30s} {touched} touch a test prompt")
         if touched:

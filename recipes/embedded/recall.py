@@ -1,166 +1,465 @@
-"""Long documents whose end asks for something said far above: what teaches a model to use its whole context.
+"""What the recall stage learns from: texts and chats whose answers stand above them and nowhere else.
 
-    python recipes/embedded/recall.py DATA     from DATA/documents: DATA/documents/recall.jsonl for pre-training, and
-                                               DATA/long/{recall,books,articles}.jsonl for the extension to 4,096 tokens
+    python recipes/embedded/recall.py DATA     from DATA/documents and DATA/sft: DATA/recall/{train,valid}.jsonl, up to 500
+                                               tokens, and DATA/recall_long/{train,valid}.jsonl, up to 4,096
 
-A haystack of stories and articles, one to three made-up facts hidden in it at any depth, and a question about one of
-them. No fact is the one that `leadline eval needle` hides: neither its place nor its words are drawn here. The same input
-gives the same bytes.
+Every name is made up of syllables, every number of digits, every other value is cut from running text, so that nothing can be
+learned by heart: what answers is the context alone. Four kinds, from what is learned first to what is wanted:
+
+    copies      lists and passages that come again: dense, and what a model finds its way back by
+    tables      keys and values, asked for in any order
+    passages    facts hidden in stories and articles, and sentences of these that are to go on
+    told        what a user says of himself, asked for some turns later
+
+and, so that nothing is forgotten, the conversations of fine-tuning and documents of pre-training as they were. No text holds
+the place or the key words of `leadline eval needle`. The same input gives the same bytes.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import random
+import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sources import Document, order_key, read_jsonl
+import haystacks
+from build_data import Tested, held_out_of_pretraining, texts_of, write_jsonl
+from sources import Document, chat, read_jsonl
 
-from leadline.train.corpus import clean_text, document_key, is_valid_split
+from leadline.eval.tasks.needle import KEYS
 
-HAYSTACKS = ("asp_stories", "enwiki_core_leads", "classics_children", "zhwiki")
-SHORT, LONG = (600, 3200), (4000, 14000)
-"""Characters of a document: below 1,024 tokens, and up to 4,096."""
-COUNTS = {"short": 8000, "long": 2600}
-VALID_PERMILLE = 10  # as in corpus.toml
+NEEDLE = ("san francisco", *KEYS)
+SHORT, LONG = 500, 4000
+"""Tokens of a record, about."""
+EN_CHARACTERS, ZH_CHARACTERS = 4.0, 1.5
+"""Characters a token, on the safe side."""
 
-PLACES = (
-    "Oslo Lisbon Nairobi Kyoto Quito Dublin Prague Hanoi Accra Lima Bergen Porto Seville Naples Geneva Tunis Bombay Perth "
-    "Havana Bogota Riga Turin Lyon Ghent Malmo Izmir Tbilisi Dakar Windhoek Cusco Hobart Antwerp Vienna Zurich Cork Leeds"
-).split()
-DOINGS = (
-    "climb the old tower", "row a small boat", "listen to the street band", "drink hot chocolate", "feed the swans",
-    "visit the night market", "watch the ships come in", "ride the yellow tram", "buy a paper lantern", "taste the honey cake",
-    "walk over the long bridge", "read in the glass library", "count the blue doors", "fly a kite", "look at the clock",
-    "swim in the cold lake", "follow the river path", "eat fried fish", "learn a slow dance", "paint the harbour",
-)  # fmt: skip
-WHENS = (
-    "on a windy morning", "before the sun goes down", "in the first snow", "on market day", "when it rains", "late at night",
-    "in early spring", "after lunch", "on the last day of the year", "while the bells ring",
-)  # fmt: skip
-PEOPLE = "Anna Tom Maria Ben Lucy Sam Emma Paul Nina Jack Sara David Laura Mark Julia Peter Kate Alex Mia John".split()
-THINGS = ("red box", "brass lamp", "green door", "old safe", "blue suitcase", "garden gate", "small boat", "music room")
-HIDING = ("under the third stair", "behind the mirror", "in the flower pot", "inside the piano", "above the oven",
-          "in the left boot", "beneath the carpet", "on top of the bookcase", "in the sugar jar", "next to the well")  # fmt: skip
-ZH_PEOPLE = "小明 小红 李华 王芳 张伟 刘洋 陈静 杨帆 赵磊 周敏".split()
-ZH_THINGS = "红盒子 旧钥匙 蓝雨伞 木箱子 银戒指 小提琴 照相机 日记本".split()
-ZH_HIDING = "床底下 镜子后面 花盆里 书架上 厨房的抽屉里 门口的信箱里 楼梯下面 钢琴里".split()
+Pair = tuple[str, str]  # a question and its answer
+Fact = tuple[str, str, str]  # the sentence that tells it, the question, the answer
 
-Fact = tuple[str, str, str]  # the sentence to hide, the question, the answer
+# ------------------------------------------------------------------------------------------------ words that mean nothing
+
+ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr kr pl pr qu sh sk sl st th tr".split()
+VOWELS = "a e i o u a e i o ai ea ee ie oa oo ou".split()
+CODAS = ["", "", "", "l", "m", "n", "r", "s", "t", "x", "ck", "ld", "ll", "nd", "ng", "rk", "rn", "rrow", "th", "ft"]
 
 
-def best_thing(rng: random.Random) -> Fact:
-    place, (one, two), when = rng.choice(PLACES), rng.sample(DOINGS, 2), rng.choice(WHENS)
-    opening = f"The best thing to do in {place} is"
-    sentence = f"{opening} {one} and {two} {when}."
-    return sentence, f"What is the best thing to do in {place}?", sentence
+def name(rng: random.Random) -> str:
+    """A name of one to three syllables that nobody has."""
+    count = rng.choice((1, 2, 2, 2, 3))
+    syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(count)]
+    return ("".join(syllables) + rng.choice(CODAS)).capitalize()
 
 
-def number(rng: random.Random) -> Fact:
-    thing, code = rng.choice(THINGS), rng.randrange(100, 10000)
-    return (
-        f"The number of the {thing} is {code}.",
-        f"What is the number of the {thing}?",
-        f"The number of the {thing} is {code}.",
+def number(rng: random.Random) -> str:
+    return str(rng.randrange(10 ** rng.randint(1, 5), 10**6) if rng.random() < 0.5 else rng.randrange(10, 10000))
+
+
+class Filler:
+    """Running text of pre-training's sources, and what can be cut from it."""
+
+    def __init__(self, folder: Path) -> None:
+        found = {source: haystacks.texts(folder, source) for source in haystacks.HAYSTACKS}
+        self.chinese = found.pop("zhwiki")
+        self.english = [text for texts in found.values() for text in texts]
+        counts = Counter(word for text in self.english for word in re.findall(r"\b[a-z]{3,12}\b", text))
+        self.words = sorted(word for word, count in counts.items() if count >= 5)
+        characters = Counter(re.findall(r"[\u4e00-\u9fff]", "".join(self.chinese)))
+        self.characters = sorted(sign for sign, count in characters.items() if count >= 30)
+
+    def text(self, rng: random.Random, tokens: int, chinese: bool) -> list[str]:
+        """Sentences of several documents, about so many tokens."""
+        pool, per_token, end = (
+            (self.chinese, ZH_CHARACTERS, r"(?<=。)") if chinese else (self.english, EN_CHARACTERS, r"(?<=[.!?]) ")
+        )
+        sentences: list[str] = []
+        room = int(tokens * per_token)
+        while room > 0:
+            document = re.sub(r"\s*\n\s*", "" if chinese else " ", rng.choice(pool))
+            parts = [part.strip() for part in re.split(end, document) if part.strip()]
+            start = rng.randrange(max(len(parts) - 4, 1))
+            for part in parts[start : start + rng.randint(4, 60)]:
+                if room <= 0:
+                    break
+                sentences.append(part[: room + 100])
+                room -= len(part)
+        return sentences
+
+    def phrase(self, rng: random.Random, chinese: bool) -> str:
+        """Some words in a row out of a text: a value of which nothing can be guessed from its question."""
+        if chinese:
+            runs = re.findall(r"[\u4e00-\u9fff]{3,}", rng.choice(self.chinese)) or ["山上"]
+            run: str = rng.choice(runs)
+            start = rng.randrange(max(len(run) - 3, 1))
+            return run[start : start + rng.randint(3, 12)]
+        words = re.findall(r"[A-Za-z']+", rng.choice(self.english))
+        start = rng.randrange(max(len(words) - 4, 1))
+        return " ".join(words[start : start + rng.randint(3, 12)]).lower()
+
+    def word(self, rng: random.Random) -> str:
+        return rng.choice(self.words)
+
+    def zh_name(self, rng: random.Random) -> str:
+        return "".join(rng.choice(self.characters) for _ in range(rng.randint(2, 3)))
+
+    def value(self, rng: random.Random, chinese: bool = False) -> str:
+        way = rng.random()
+        if way < 0.3:
+            return number(rng)
+        if way < 0.55:
+            return self.zh_name(rng) if chinese else name(rng)
+        if way < 0.75:
+            return self.zh_name(rng) if chinese else self.word(rng)
+        return self.phrase(rng, chinese)
+
+
+def completion(prompt: str, rest: str) -> Document:
+    return {"prompt": prompt, "completion": rest}
+
+
+# ------------------------------------------------------------------------------------------------------------------ copies
+
+
+def copies(filler: Filler, rng: random.Random, tokens: int) -> Document:
+    """Items that come again: the whole list, or pieces of it in any order, or a passage word for word."""
+    way, chinese = rng.random(), rng.random() < 0.2
+    if way < 0.2:
+        passage = ("" if chinese else " ").join(filler.text(rng, max(tokens // 2 - 20, 20), chinese))
+        return completion(passage + "\n\n", passage)
+    drawn: Callable[[], str] = rng.choice(
+        (
+            lambda: filler.zh_name(rng) if chinese else filler.word(rng),
+            lambda: filler.zh_name(rng) if chinese else name(rng),
+            lambda: filler.value(rng, chinese),
+        )
     )
+    between = rng.choice((" ", ", ", "\n", "; "))
+    if way < 0.55:  # the same list, again and again
+        items = [drawn() for _ in range(rng.randint(3, max(tokens // 8, 5)))]
+        times = max(tokens // (4 * len(items)) - 1, 1)
+        line = between.join(items)
+        return completion(line + "\n", "\n".join([line] * min(times, 4)))
+    pool = [
+        between.join(drawn() for _ in range(rng.randint(2, 5))) for _ in range(rng.randint(4, max(tokens // 40, 6)))
+    ]
+    told = [*pool, *rng.choices(pool, k=max(tokens // 10 - len(pool), 4))]
+    return completion(between.join(told[: len(pool)]) + between, between.join(told[len(pool) :]))
 
 
-def hidden_thing(rng: random.Random) -> Fact:
-    person, thing, place = rng.choice(PEOPLE), rng.choice(THINGS), rng.choice(HIDING)
-    sentence = f"{person} keeps the key of the {thing} {place}."
-    return sentence, f"Where does {person} keep the key of the {thing}?", sentence
+# ------------------------------------------------------------------------------------------------------------------ tables
+
+KEY_FORMS = (("{} = {}", "\n"), ("{}: {}", "\n"), ("{} is {}", ". "), ("{} has {}", ", "), ("{} -> {}", "\n"))
+TABLE_ASKS = (
+    ("What is {}?", "{}."),
+    ("{}?", "{}"),
+    ("Which one is {}?", "{1} is {0}."),
+    ("Tell me the value of {}.", "{}."),
+)
+ZH_ASKS = (("{}是什么？", "{}。"), ("{}？", "{}"), ("{}是哪一个？", "{1}是{0}。"))
 
 
-def hidden_in_chinese(rng: random.Random) -> Fact:
-    person, thing, place = rng.choice(ZH_PEOPLE), rng.choice(ZH_THINGS), rng.choice(ZH_HIDING)
-    return f"{person}把{thing}放在{place}。", f"{person}把{thing}放在哪里？", f"{person}把{thing}放在{place}。"
+def tables(filler: Filler, rng: random.Random, tokens: int) -> Document:
+    """Keys and values, then some of the keys."""
+    chinese = rng.random() < 0.25
+    numbered = rng.random() < 0.3
+    keys: dict[str, str] = {}
+    for _ in range(rng.randint(3, max(tokens // 16, 6))):
+        key = (
+            filler.zh_name(rng)
+            if chinese
+            else rng.choice((name(rng), filler.word(rng), f"{filler.word(rng)} {filler.word(rng)}"))
+        )
+        keys[key] = number(rng) if numbered else filler.value(rng, chinese)
+    form, end = rng.choice(KEY_FORMS[:2] if chinese else KEY_FORMS)
+    table = end.join(form.format(*pair) for pair in keys.items())
+    asked = rng.sample(list(keys), min(len(keys), rng.randint(3, max(tokens // 25, 6))))
+    if rng.random() < 0.4:
+        return completion(table + "\n\n", "\n".join(form.format(key, keys[key]) for key in asked))
+    ask, answer = rng.choice(ZH_ASKS if chinese else TABLE_ASKS)
+    return asked_in_turn(table, [(ask.format(key), answer.format(keys[key], key)) for key in asked], rng)
 
 
-ENGLISH = (best_thing, best_thing, number, hidden_thing)
+def asked_in_turn(text: str, pairs: list[Pair], rng: random.Random) -> Document:
+    """A chat that opens with the text: its first question with it, the others one a turn."""
+    (question, answer), *others = pairs
+    first = f"{text}\n\n{question}" if rng.random() < 0.8 else f"{question}\n\n{text}"
+    return chat(first, answer, *(turn for pair in others for turn in pair))
 
 
-def hide(hay: str, rng: random.Random, chinese: bool) -> Fact:
-    """The text with facts at random ends of its sentences, a question about one of them, and its answer."""
-    makers = (hidden_in_chinese,) if chinese else ENGLISH
-    facts = {fact[1]: fact for fact in (rng.choice(makers)(rng) for _ in range(rng.randint(1, 3)))}
-    end = "。" if chinese else ". "
-    sentences = hay.split(end)
-    for fact in facts.values():
-        at = rng.randrange(len(sentences))
-        sentences[at : at + 1] = [sentences[at] + end + fact[0].removesuffix(end.strip())]
-    text = end.join(sentences).strip()
-    text += "" if text.endswith((end.strip(), "?", "!", '"')) else end.strip()
-    _, question, answer = rng.choice(list(facts.values()))
-    return text, question, answer
+# ---------------------------------------------------------------------------------------------------------------- passages
+
+FACTS = (
+    ("The {a} of {N} is {p}.", "What is the {a} of {N}?", "The {a} of {N} is {p}."),
+    ("The {a} {b} in {N} is {p}.", "What is the {a} {b} in {N}?", "The {a} {b} in {N} is {p}."),
+    ("The most {a} thing about {N} is {p}.", "What is the most {a} thing about {N}?", "The most {a} thing about {N} is {p}."),
+    ("What {N} likes best is to {a} and {p}.", "What does {N} like best?", "What {N} likes best is to {a} and {p}."),
+    ("To find the {a} in {N}, {p}.", "How do you find the {a} in {N}?", "To find the {a} in {N}, {p}."),
+    ("{N} was born in {M}.", "Where was {N} born?", "{N} was born in {M}."),
+    ("{N} lives in {M} with {O}.", "Where does {N} live?", "{N} lives in {M}."),
+    ("The {a} of {N} is called {M}.", "What is the {a} of {N} called?", "The {a} of {N} is called {M}."),
+    ("The number of the {a} {b} is {n}.", "What is the number of the {a} {b}?", "The number of the {a} {b} is {n}."),
+    ("The secret number of {N} is {n}.", "What is the secret number of {N}?", "{n}."),
+    ("{N} paid {n} coins for the {a}.", "How much did {N} pay for the {a}?", "{N} paid {n} coins for the {a}."),
+    ("The password of {N} is {a}.", "What is the password of {N}?", "{a}."),
+    ("{N} keeps the {a} under the {b}.", "Where does {N} keep the {a}?", "{N} keeps the {a} under the {b}."),
+    ("{N} has the {a} and {M} has the {b}.", "Who has the {b}?", "{M} has the {b}."),
+    ("{N} said: {p}.", "What did {N} say?", "{N} said: {p}."),
+    ("The letter from {N} ends with the words {p}.", "How does the letter from {N} end?", "It ends with the words {p}."),
+)  # fmt: skip
+ZH_FACTS = (
+    ("{N}出生在{M}。", "{N}出生在哪里？", "{N}出生在{M}。"),
+    ("{N}的号码是{n}。", "{N}的号码是多少？", "{N}的号码是{n}。"),
+    ("{N}最喜欢的事情是{p}。", "{N}最喜欢的事情是什么？", "{N}最喜欢的事情是{p}。"),
+    ("在{N}最有意思的是{p}。", "在{N}最有意思的是什么？", "在{N}最有意思的是{p}。"),
+    ("{N}的老师叫{M}。", "{N}的老师叫什么？", "{N}的老师叫{M}。"),
+    ("{N}说：{p}。", "{N}说了什么？", "{N}说：{p}。"),
+    ("{N}把钥匙交给了{M}。", "{N}把钥匙交给了谁？", "{N}把钥匙交给了{M}。"),
+    ("{N}的密码是{n}。", "{N}的密码是多少？", "{n}。"),
+)  # fmt: skip
 
 
-def document(hay: str, rng: random.Random, chinese: bool) -> str:
-    text, question, answer = hide(hay, rng, chinese)
-    form = "{}\n\n问：{}\n答：{}" if chinese else "{}\n\nQuestion: {}\nAnswer: {}"
-    return form.format(text, question, answer)
+def fact(filler: Filler, rng: random.Random, chinese: bool) -> Fact:
+    words = {
+        "N": filler.zh_name(rng) if chinese else name(rng),
+        "M": filler.zh_name(rng) if chinese else name(rng),
+        "O": name(rng), "a": filler.word(rng), "b": filler.word(rng), "n": number(rng), "p": filler.phrase(rng, chinese),
+    }  # fmt: skip
+    if not chinese and rng.random() < 0.3:
+        words["N"] += " " + name(rng)
+    told, question, answer = (part.format(**words) for part in rng.choice(ZH_FACTS if chinese else FACTS))
+    return told, question, answer
 
 
-def chats(folder: Path) -> Iterator[list[str]]:
-    """Conversations about a text in the question: mostly short ones, some that need the extended context."""
-    rng = random.Random(3)
-    for (low, high), count in ((SHORT, 1200), (LONG, 300)):
-        for _, (hay, chinese) in zip(range(count), haystacks(folder, low, high, rng), strict=False):
-            text, question, answer = hide(hay, rng, chinese)
-            yield [f"{text}\n\n{question}" if rng.random() < 0.7 else f"{question}\n\n{text}", answer]
+def passages(filler: Filler, rng: random.Random, tokens: int) -> Document:
+    """A text with facts in it, and questions; or its own sentences, which go on as they did."""
+    chinese = rng.random() < 0.25
+    count = rng.randint(1, 4) + tokens // 200
+    sentences = filler.text(rng, max(tokens - 60 * count, 40), chinese)
+    if rng.random() < 0.3:
+        return going_on(sentences, count, rng, chinese)
+    facts = [fact(filler, rng, chinese) for _ in range(count)]
+    for told, _, _ in facts:
+        sentences.insert(rng.randint(0, len(sentences)), told)
+    text = ("" if chinese else " ").join(sentences)
+    rng.shuffle(facts)
+    pairs = [(question, answer) for _, question, answer in facts]
+    if rng.random() < 0.5:
+        return asked_in_turn(text, pairs, rng)
+    form = "问：{}\n答：{}" if chinese else "Question: {}\nAnswer: {}"
+    first, *others = (form.format(*pair) for pair in pairs)
+    opening = first[: -len(pairs[0][1])]
+    begun = cut_inside(pairs[0][1], rng, chinese) if rng.random() < 0.5 else 0
+    prompt = f"{text}\n\n{opening}{pairs[0][1][:begun]}".rstrip()
+    return completion(prompt, f"{text}\n\n{first}"[len(prompt) :] + "".join(f"\n\n{other}" for other in others))
 
 
-def texts(folder: Path, name: str) -> list[str]:
-    """The running texts of a source, in an order that mixes them; what pre-training holds out stays out."""
-    path = folder / f"{name}.jsonl"
-    found = [record["text"] for record in read_jsonl(path) if "text" in record] if path.exists() else []
-    return sorted((text for text in found if not held_out(text)), key=order_key)
+def cut_inside(answer: str, rng: random.Random, chinese: bool) -> int:
+    """A place between two words: what is before it is given."""
+    places = [found.start() for found in re.finditer(" ", answer)] if not chinese else list(range(1, len(answer) - 1))
+    return rng.choice(places[: max(len(places) * 2 // 3, 1)]) if places else 0
 
 
-def held_out(text: str) -> bool:
-    return is_valid_split(document_key(clean_text(text)), VALID_PERMILLE)
+def going_on(sentences: list[str], count: int, rng: random.Random, chinese: bool) -> Document:
+    """The text, then sentences of it again, the first of them from its fourth word on."""
+    joint = "" if chinese else " "
+    long = [sentence for sentence in sentences if len(sentence) > (12 if chinese else 50)] or sentences
+    again = rng.sample(long, min(len(long), max(count, 2)))
+    opening = again[0][:5] if chinese else " ".join(again[0].split(" ")[:5])
+    return completion(f"{joint.join(sentences)}\n\n{opening}", "\n\n".join(again)[len(opening) :])
 
 
-def haystacks(folder: Path, low: int, high: int, rng: random.Random) -> Iterator[tuple[str, bool]]:
-    """(text, whether Chinese) of `low` to `high` characters, each of several documents of one language, for ever."""
-    pools = {name: found for name in HAYSTACKS if (found := texts(folder, name))}
+# -------------------------------------------------------------------------------------------------------------------- told
+
+TOLD = (
+    ("My {pet} is called {N}.", "What is my {pet} called?", "Your {pet} is called {N}."),
+    ("My {pet} is called {N} and was born in {M}.", "What is my {pet} called?", "Your {pet} is called {N}."),
+    ("My {pet} is called {N} and was born in {M}.", "Where was my {pet} born?", "Your {pet} was born in {M}."),
+    ("I have a {pet}. It is called {N}.", "What is the name of my {pet}?", "The name of your {pet} is {N}."),
+    ("My {kin} is called {N}.", "What is my {kin} called?", "Your {kin} is called {N}."),
+    ("My {kin}'s name is {N}.", "What is my {kin}'s name?", "Your {kin}'s name is {N}."),
+    ("My {kin} lives in {M}.", "Where does my {kin} live?", "Your {kin} lives in {M}."),
+    ("My {kin} {N} works in a {w} shop.", "Where does my {kin} work?", "Your {kin} works in a {w} shop."),
+    ("My {kin} is {n2} years old.", "How old is my {kin}?", "Your {kin} is {n2} years old."),
+    ("My name is {N}.", "What is my name?", "Your name is {N}."),
+    ("I am {N} and I come from {M}.", "Where do I come from?", "You come from {M}."),
+    ("I am {N} and I come from {M}.", "What is my name?", "Your name is {N}."),
+    ("I live in {M}.", "Where do I live?", "You live in {M}."),
+    ("I was born in {M}.", "Where was I born?", "You were born in {M}."),
+    ("My friend {N} likes {w}.", "What does my friend {N} like?", "Your friend {N} likes {w}."),
+    ("My favourite word is {w}.", "What is my favourite word?", "Your favourite word is {w}."),
+    ("My favourite {thing} is {w}.", "What is my favourite {thing}?", "Your favourite {thing} is {w}."),
+    ("I put my {thing} behind the {w}.", "Where did I put my {thing}?", "You put your {thing} behind the {w}."),
+    ("The code of my {thing} is {n}.", "What is the code of my {thing}?", "The code of your {thing} is {n}."),
+    ("My phone number is {n}.", "What is my phone number?", "Your phone number is {n}."),
+    ("Remember the number {n}.", "Which number should you remember?", "{n}."),
+    ("Please remember the word {w}.", "Which word should you remember?", "{w}."),
+    ("Tomorrow I will meet {N} at the {w}.", "Whom will I meet tomorrow?", "You will meet {N}."),
+    ("My {thing} has the colour {w}.", "What colour does my {thing} have?", "Your {thing} has the colour {w}."),
+    ("I bought {n2} {w} for {N}.", "For whom did I buy them?", "You bought them for {N}."),
+)  # fmt: skip
+PETS = "dog cat horse rabbit parrot hamster turtle goat pony fish bird mouse cow sheep donkey".split()
+KIN = "mother father sister brother aunt uncle grandmother grandfather teacher friend cousin neighbour son daughter boss".split()
+THINGS = (
+    "bag car boat bicycle door box key book locker cup umbrella hat house coat lamp phone game song song meal".split()
+)
+SEEN = (
+    "I see.",
+    "Okay, I will remember that.",
+    "Thank you for telling me.",
+    "I will keep it in mind.",
+    "Good to know.",
+)
+ZH_TOLD = (
+    ("我的{pet}叫{N}。", "我的{pet}叫什么名字？", "你的{pet}叫{N}。"),
+    ("我有一只{pet}，它叫{N}。", "我的{pet}叫什么？", "你的{pet}叫{N}。"),
+    ("我的{pet}叫{N}，它是在{M}出生的。", "我的{pet}在哪里出生？", "你的{pet}在{M}出生。"),
+    ("我的{kin}叫{N}。", "我的{kin}叫什么？", "你的{kin}叫{N}。"),
+    ("我的{kin}住在{M}。", "我的{kin}住在哪里？", "你的{kin}住在{M}。"),
+    ("我叫{N}。", "我叫什么名字？", "你叫{N}。"),
+    ("我叫{N}，我来自{M}。", "我来自哪里？", "你来自{M}。"),
+    ("我住在{M}。", "我住在哪里？", "你住在{M}。"),
+    ("我的电话号码是{n}。", "我的电话号码是多少？", "你的电话号码是{n}。"),
+    ("请记住数字{n}。", "我让你记住的数字是多少？", "{n}。"),
+    ("请记住这个词：{M}。", "我让你记住哪个词？", "{M}。"),
+    ("我的{kin}今年{n2}岁。", "我的{kin}多大了？", "你的{kin}{n2}岁了。"),
+    ("我最喜欢的东西是{M}。", "我最喜欢什么东西？", "你最喜欢{M}。"),
+)  # fmt: skip
+ZH_PETS, ZH_KIN = (
+    "狗 猫 兔子 鹦鹉 仓鼠 乌龟 马 羊 鸟".split(),
+    "妈妈 爸爸 姐姐 哥哥 弟弟 妹妹 老师 朋友 爷爷 奶奶 同学 邻居".split(),
+)
+ZH_SEEN = ("好的，我记住了。", "知道了。", "谢谢你告诉我。", "好的，我会记住的。", "明白了。")
+
+
+def of_oneself(filler: Filler, rng: random.Random, chinese: bool) -> Fact:
+    words = {
+        "pet": rng.choice(ZH_PETS if chinese else PETS), "kin": rng.choice(ZH_KIN if chinese else KIN),
+        "thing": rng.choice(THINGS), "w": filler.word(rng), "n": number(rng), "n2": str(rng.randrange(2, 100)),
+        "N": filler.zh_name(rng) if chinese else name(rng), "M": filler.zh_name(rng) if chinese else name(rng),
+    }  # fmt: skip
+    told, question, answer = (part.format(**words) for part in rng.choice(ZH_TOLD if chinese else TOLD))
+    return told, question, answer[0].upper() + answer[1:]
+
+
+def told(filler: Filler, rng: random.Random, tokens: int, between: Callable[[], list[str]]) -> Document:
+    """Things a user says, other talk, and questions about the things."""
+    chinese = rng.random() < 0.3
+    facts = {fact[1]: fact for fact in (of_oneself(filler, rng, chinese) for _ in range(rng.randint(1, 5)))}
+    order, turns, spare = list(facts.values()), list[str](), list[str]()
+    if rng.random() < 0.4:  # all in one message, a question at once
+        rng.shuffle(order)
+        opening = ("" if chinese else " ").join(one for one, _, _ in order)
+        _, question, answer = rng.choice(order)
+        turns += [opening + ("" if chinese else " ") + question, answer]
+    else:
+        for one, _, _ in order:
+            turns += [one, rng.choice(ZH_SEEN if chinese else SEEN)]
+            spare = between()
+            turns += spare if rng.random() < 0.4 else []
+    room = tokens - 60 * len(order)
+    while room > 60 and rng.random() < (0.9 if tokens > SHORT else 0.5):
+        spare = between()
+        turns += spare
+        room -= sum(map(len, spare)) // 3
+    rng.shuffle(order)
+    for _, question, answer in order:
+        turns += [question, answer]
+    return chat(*turns)
+
+
+# ------------------------------------------------------------------------------------------------------------------ replay
+
+
+class Replay:
+    """The conversations of fine-tuning and the documents of pre-training, to go on with; nothing that either holds out."""
+
+    def __init__(self, data: Path) -> None:
+        self.chats = list(read_jsonl(data / "sft" / "train.jsonl"))
+        self.pairs = [turns for turns in map(texts_of, self.chats) if len(turns) == 2 and sum(map(len, turns)) < 300]
+        made = {"recall", "sums"}  # by rules: the one is mended here, the other is among the conversations
+        paths = [path for path in sorted((data / "documents").glob("*.jsonl")) if path.stem not in made]
+        self.documents = [document for path in paths for document in read_jsonl(path) if not held_out(document)]
+        self.weights = list(itertools.accumulate(min(len("".join(texts_of(each))), 2000) for each in self.documents))
+
+    def chat(self, rng: random.Random, tokens: int) -> Document:
+        """A conversation that is not longer."""
+        while len("".join(texts_of(found := rng.choice(self.chats)))) > EN_CHARACTERS * tokens:
+            pass
+        return found
+
+    def document(self, rng: random.Random, tokens: int) -> Document:
+        """A document, or so much of a long one; loss on all of a text, on the answers of a chat."""
+        (found,) = rng.choices(self.documents, cum_weights=self.weights)
+        return found if "messages" in found else completion("", piece(found["text"], int(EN_CHARACTERS * tokens), rng))
+
+    def between(self, rng: random.Random) -> list[str]:
+        return rng.choice(self.pairs)
+
+
+def piece(text: str, characters: int, rng: random.Random) -> str:
+    """Whole paragraphs from any place on, cut to so many characters."""
+    starts = [0, *(found.end() for found in re.finditer("\n\n", text[: max(len(text) - characters // 2, 0)]))]
+    start = rng.choice(starts)
+    return text[start : start + characters].strip()
+
+
+def held_out(document: Document) -> bool:
+    return held_out_of_pretraining(document) if "messages" in document else haystacks.held_out(document["text"])
+
+
+# ------------------------------------------------------------------------------------------------------------------- files
+
+SHARES = {"copies": 0.14, "tables": 0.12, "passages": 0.2, "told": 0.2, "chat": 0.28, "document": 0.06}
+LONG_SHARES = {"copies": 0.04, "tables": 0.06, "passages": 0.18, "told": 0.06, "chat": 0.54, "document": 0.12}
+"""Of the records of either file. In the second a record of the first four kinds is as often short as long."""
+COUNTS = {"recall": 7000, "recall_long": 4000}
+HELD_OUT = 150
+
+
+def draw(kind: str, filler: Filler, replay: Replay, rng: random.Random, tokens: int) -> Document:
+    if kind in ("chat", "document"):
+        return (replay.chat if kind == "chat" else replay.document)(rng, min(tokens, SHORT))
+    if kind == "told":
+        return told(filler, rng, tokens, lambda: replay.between(rng))
+    return {"copies": copies, "tables": tables, "passages": passages}[kind](filler, rng, tokens)
+
+
+def lengths(rng: random.Random, long: bool) -> int:
+    """Tokens of a record: evenly in their logarithm, or evenly up to the whole context."""
+    if long and rng.random() < 0.5:
+        return rng.randint(SHORT, LONG - 300)
+    return int(40 * (SHORT / 40) ** rng.random())
+
+
+def records(filler: Filler, replay: Replay, seed: int, *, long: bool, kinds: dict[str, float]) -> Iterator[Document]:
+    rng, tested = random.Random(seed), Tested()
     while True:
-        chinese = "zhwiki" in pools and rng.random() < 0.2
-        names = ["zhwiki"] if chinese else [name for name in pools if name != "zhwiki"]
-        scale = 0.4 if chinese else 1.0  # a character is more of a token there
-        size, parts = rng.randint(int(low * scale), int(high * scale)), list[str]()
-        while sum(map(len, parts)) < size:
-            parts.append(rng.choice(pools[rng.choice(names)]))
-        hay = "\n\n".join(parts)[:size]
-        yield hay[: max(hay.rfind("。" if chinese else ". "), 1)], chinese
+        (kind,) = rng.choices(list(kinds), list(kinds.values()))
+        found = draw(kind, filler, replay, rng, lengths(rng, long))
+        if kind == "chat" or not (names_the_needle(found) or tested.touches(texts_of(found))):
+            yield found
 
 
-def recall(folder: Path, limits: tuple[int, int], count: int, seed: int) -> Iterator[Document]:
-    rng = random.Random(seed)
-    for _, (hay, chinese) in zip(range(count), haystacks(folder, *limits, rng), strict=False):
-        yield {"text": document(hay, rng, chinese)}
-
-
-def long_ones(folder: Path, name: str, at_least: int) -> Iterator[Document]:
-    return ({"text": text} for text in texts(folder, name) if len(text) >= at_least)
-
-
-def write(path: Path, documents: Iterator[Document]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as out:
-        count = sum(bool(out.write(json.dumps(each, ensure_ascii=False) + "\n")) for each in documents)
-    partial.replace(path)
-    print(f"{path.name:20s} {count:7,d} documents")
+def names_the_needle(record: Document) -> bool:
+    text = " ".join(" ".join(texts_of(record)).lower().split())
+    return any(key in text for key in NEEDLE)
 
 
 def main(data: Path) -> None:
-    folder = data / "documents"
-    write(folder / "recall.jsonl", recall(folder, SHORT, COUNTS["short"], seed=1))
-    write(data / "long" / "recall.jsonl", recall(folder, LONG, COUNTS["long"], seed=2))
-    write(data / "long" / "books.jsonl", long_ones(folder, "classics_children", 4000))
-    write(data / "long" / "articles.jsonl", long_ones(folder, "zhwiki", 1200))
+    filler = Filler(data / "documents")
+    replay = Replay(data)
+    made = {kind: share for kind, share in SHARES.items() if kind not in ("chat", "document")}
+    for place, (folder, shares) in enumerate({"recall": SHARES, "recall_long": LONG_SHARES}.items()):
+        long = folder == "recall_long"
+        for split, count, kinds in (("train", COUNTS[folder], shares), ("valid", HELD_OUT, made)):
+            found = records(filler, replay, 100 + 10 * place + len(split), long=long, kinds=kinds)
+            written = write_jsonl(
+                data / folder / f"{split}.jsonl", (record for _, record in zip(range(count), found, strict=False))
+            )
+            print(f"{folder}/{split}.jsonl {written:,}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,14 @@ import pytest
 
 from leadline.errors import DataError
 from leadline.tokenizer import Tokenizer
-from leadline.train.data import Conversations, describe, encode_conversation, read_conversations
+from leadline.train.data import (
+    Completion,
+    Conversations,
+    describe,
+    encode_completion,
+    encode_conversation,
+    read_conversations,
+)
 from tests.fixtures_tokenizer import fuzz_text
 from tests.train.runs import write_chats
 
@@ -152,6 +159,10 @@ BROKEN = {
     '{"messages": [{"role": "user", "content": "x"}]}': "no assistant message to learn from",
     '{"messages": [{"role": "assistant", "content": "Ahoy."}]}': "the assistant speaks first",
     '{"messages": []}': "no assistant message to learn from",
+    '{"prompt": "How deep?"}': "not a JSON object",
+    '{"prompt": "How deep?", "completion": ""}': "an empty completion",
+    '{"prompt": "How deep?", "completion": 7}': "a completion that is not text",
+    '{"prompt": null, "completion": "Seven."}': "a prompt or a completion that is not text",
 }
 
 
@@ -179,8 +190,40 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     path.write_bytes(json.dumps(record, ensure_ascii=False).encode() + b"\r\n" + GOOD.encode())
     first, second = read_conversations(path)
+    assert isinstance(first, list)
+    assert isinstance(second, list)
     assert first[1]["content"] == content
     assert len(second) == 5
+
+
+def test_loss_of_a_text_is_on_its_completion_and_the_eos_alone(reader: Tokenizer) -> None:
+    text = Completion("The lead line shows", " seven fathoms.")
+    tokens, targets, weights = encode_completion(reader, text)
+    assert tokens.tolist() == [
+        reader.bos_id,
+        *reader.encode(text.prompt),
+        *reader.encode(text.completion),
+        reader.eos_id,
+    ]
+    assert targets[:-1].tolist() == tokens[1:].tolist()
+    assert targets[weights > 0].tolist() == [*reader.encode(text.completion), reader.eos_id]
+    assert weights[-1] == 0.0
+
+
+def test_a_text_without_a_prompt_is_trained_on_from_its_first_token(reader: Tokenizer) -> None:
+    _, targets, weights = encode_completion(reader, Completion("", "Seven fathoms."))
+    assert weights.tolist() == [1.0] * (len(targets) - 1) + [0.0]
+
+
+def test_texts_and_conversations_stand_in_one_file(tmp_path: Path, reader: Tokenizer) -> None:
+    path = tmp_path / "mixed.jsonl"
+    path.write_text(
+        f'{GOOD}\n{{"prompt": "How", "completion": " deep"}}\n{{"completion": "Nine."}}\n', encoding="utf-8"
+    )
+    assert read_conversations(path)[1:] == [Completion("How", " deep"), Completion("", "Nine.")]
+    data = Conversations(path, reader, 256, 256)
+    assert len(data.fragments) == 3
+    assert data.lengths[1] == 2 + len(reader.encode("How")) + len(reader.encode(" deep"))
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])

@@ -1,0 +1,157 @@
+"""What the recall stage learns from: every answer stands above it, in words that no other record has."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import random
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.source import ROOT
+
+RECIPE = ROOT / "recipes" / "embedded"
+KINDS = ("copies", "tables", "passages", "told")
+Record = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def recall() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(RECIPE))
+    try:
+        yield importlib.import_module("recall")
+    finally:
+        sys.path.remove(str(RECIPE))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sources in small: stories of made-up sentences in both languages, some conversations."""
+    folder, draw = tmp_path_factory.mktemp("data"), random.Random(0)
+    words = "the old boat sailed over quiet water while small birds looked for bread near some grey stones".split()
+    signs = "小船在安静的水上走了很远老人看着天空想起从前的朋友和那座山"
+
+    def sentence() -> str:
+        return " ".join(draw.choices(words, k=9)).capitalize() + "."
+
+    stories = [{"text": "\n\n".join(" ".join(sentence() for _ in range(6)) for _ in range(5))} for _ in range(30)]
+    chinese = [{"text": "".join("".join(draw.choices(signs, k=14)) + "。" for _ in range(20))} for _ in range(30)]
+    turns = [("How are you?", "I am well."), ("你好", "你好！"), ("What is 2 + 3?", "2 + 3 = 5.")]
+    chats = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in turns]
+    files = {"documents/asp_stories": stories, "documents/zhwiki": chinese, "sft/train": chats}
+    for name, records in files.items():
+        path = folder / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(recall: ModuleType, data: Path) -> dict[str, list[Record]]:
+    """Records of each kind, short ones and long ones."""
+    filler, replay = recall.Filler(data / "documents"), recall.Replay(data)
+    return {
+        kind: [
+            record
+            for long in (False, True)
+            for record in take(60, recall.records(filler, replay, 5, long=long, kinds={kind: 1.0}))
+        ]
+        for kind in KINDS
+    }
+
+
+def take(count: int, records: Iterator[Record]) -> list[Record]:
+    return list(itertools.islice(records, count))
+
+
+def contents(record: Record) -> list[str]:
+    return [turn["content"] for turn in record["messages"]]
+
+
+def values(answer: str) -> list[str]:
+    """The names and numbers of an answer, but for the word that opens it."""
+    return re.findall(r"(?<=[a-z] )[A-Z]\w+|\d+", answer)
+
+
+def test_every_name_and_number_of_an_answer_stands_above_it(made: dict[str, list[Record]]) -> None:
+    seen = 0
+    for record in made["tables"] + made["passages"] + made["told"]:
+        turns = contents(record) if "messages" in record else [record["prompt"], record["completion"]]
+        for place in range(1, len(turns), 2):
+            above = " ".join(turns[:place])
+            if "+" in turns[place - 1]:  # a sum of the conversations between
+                continue
+            for value in values(turns[place]):
+                assert value in above, (value, turns)
+                seen += 1
+    assert seen > 500
+
+
+def test_a_copy_is_of_what_was_there(made: dict[str, list[Record]]) -> None:
+    for record in made["copies"]:
+        first, again = (re.findall(r"\w+", record[part]) for part in ("prompt", "completion"))
+        assert again
+        assert set(again) <= set(first)
+
+
+def test_a_passage_that_goes_on_is_cut_between_words_and_answered_as_it_was(made: dict[str, list[Record]]) -> None:
+    begun = 0
+    for record in made["passages"]:
+        if "completion" not in record:
+            continue
+        text, _, opening = record["prompt"].rpartition("\n")
+        opening = opening.removeprefix("Answer:").removeprefix("答：").strip()
+        rest = record["completion"].split("\n\n")[0]
+        assert not opening or opening + rest in text or rest.strip().rstrip(".。") in text
+        assert record["prompt"] == record["prompt"].rstrip()
+        begun += bool(opening)
+    assert begun > 10
+
+
+def test_names_are_never_learned_by_heart(recall: ModuleType) -> None:
+    rng = random.Random(1)
+    names = [recall.name(rng) for _ in range(2000)]
+    assert len(set(names)) > 1500
+    assert all(re.fullmatch("[A-Z][a-z]+", name) for name in names)
+
+
+def test_neither_the_needle_nor_a_test_prompt_is_told(recall: ModuleType, made: dict[str, list[Record]]) -> None:
+    assert recall.names_the_needle({"prompt": "", "completion": "Sit in Dolores\nPark."})
+    assert recall.names_the_needle({"prompt": "In San Francisco", "completion": "it rains."})
+    tested = importlib.import_module("build_data").Tested()
+    for record in itertools.chain(*made.values()):
+        assert not recall.names_the_needle(record)
+        assert not tested.touches(recall.texts_of(record))
+
+
+def test_records_fit_the_context_and_reach_far_into_it(recall: ModuleType, made: dict[str, list[Record]]) -> None:
+    sizes = [len("".join(recall.texts_of(record))) for record in itertools.chain(*made.values())]
+    assert max(sizes) < 5 * recall.LONG
+    assert sum(size > 2 * recall.LONG for size in sizes) > 10
+
+
+def test_the_same_sources_give_the_same_bytes(
+    recall: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recall, "COUNTS", {"recall": 40, "recall_long": 20})
+    monkeypatch.setattr(recall, "HELD_OUT", 5)
+    built = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for part in ("documents", "sft"):
+            (folder / part).symlink_to(data / part)
+        recall.main(folder)
+        built.append([(folder / name / f"{split}.jsonl").read_bytes()
+                      for name in ("recall", "recall_long") for split in ("train", "valid")])  # fmt: skip
+    assert built[0] == built[1]
+    train, valid = (set(part.splitlines()) for part in built[0][:2])
+    assert len(valid) == 5
+    assert not train & valid
