@@ -89,7 +89,7 @@ def extend(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
 
 @app.command
 def sft(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
-    """Fine-tune on conversations: train.jsonl and valid.jsonl of {"messages": [...]} lines.
+    """Fine-tune on conversations: train.jsonl and valid.jsonl of {"messages": [...]} or {"prompt", "completion"} lines.
 
     Args:
         recipe: The recipe, a TOML file.

@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chinese = [{"text": "".join("".join(draw.choices(signs, k=14)) + "。" for _ in range(20))} for _ in range(30)]
     turns = [("How are you?", "I am well."), ("你好", "你好！"), ("What is 2 + 3?", "2 + 3 = 5.")]
     chats = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in turns]
-    files = {"documents/asp_stories": stories, "documents/zhwiki": chinese, "sft/train": chats}
+    files: dict[str, list[Any]] = {"documents/asp_stories": stories, "documents/zhwiki": chinese, "sft/train": chats}
     for name, records in files.items():
         path = folder / f"{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
