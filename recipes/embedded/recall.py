@@ -300,6 +300,26 @@ TOLD = (
     ("My {thing} has the colour {w}.", "What colour does my {thing} have?", "Your {thing} has the colour {w}."),
     ("I bought {n2} {w} for {N}.", "For whom did I buy them?", "You bought them for {N}."),
 )  # fmt: skip
+WIDER = (
+    *TOLD,
+    ("My {w} is called {N}.", "What is my {w} called?", "Your {w} is called {N}."),
+    ("My {w} is {n}.", "What is my {w}?", "Your {w} is {n}."),
+    ("The {w} of my {kin} is {N}.", "What is the {w} of my {kin}?", "The {w} of your {kin} is {N}."),
+    ("The number of my {w} is {n}.", "What is the number of my {w}?", "The number of your {w} is {n}."),
+    (
+        "My {kin} {N} has a {w} called {M}.",
+        "What is the {w} of my {kin} called?",
+        "The {w} of your {kin} is called {M}.",
+    ),
+    ("{N} is my {kin} and {M} is my boss.", "Who is my {kin}?", "{N} is your {kin}."),
+    ("I left my {w} at {N}'s house.", "Where did I leave my {w}?", "You left your {w} at {N}'s house."),
+    ("I gave {N} a {w}.", "What did I give {N}?", "You gave {N} a {w}."),
+    ("I come from {N}, but I work in {M}.", "Where do I work?", "You work in {M}."),
+    ("Please call me {N}.", "What should you call me?", "I should call you {N}."),
+    ("The meeting is in room {n}.", "In which room is the meeting?", "The meeting is in room {n}."),
+    ("My book is called {p}.", "What is my book called?", "Your book is called {p}."),
+)
+"""Also such whose subject is any word: the second stage has them."""
 PETS = "dog cat horse rabbit parrot hamster turtle goat pony fish bird mouse cow sheep donkey".split()
 KIN = "mother father sister brother aunt uncle grandmother grandfather teacher friend cousin neighbour son daughter boss".split()
 THINGS = (
@@ -327,6 +347,15 @@ ZH_TOLD = (
     ("我的{kin}今年{n2}岁。", "我的{kin}多大了？", "你的{kin}{n2}岁了。"),
     ("我最喜欢的东西是{M}。", "我最喜欢什么东西？", "你最喜欢{M}。"),
 )  # fmt: skip
+ZH_WIDER = (
+    *ZH_TOLD,
+    ("我的{z}是{n}。", "我的{z}是多少？", "你的{z}是{n}。"),
+    ("我的{z}叫{N}。", "我的{z}叫什么？", "你的{z}叫{N}。"),
+    ("我{kin}的{z}是{M}。", "我{kin}的{z}是什么？", "你{kin}的{z}是{M}。"),
+    ("我在{M}工作。", "我在哪里工作？", "你在{M}工作。"),
+    ("我把{z}放在{M}了。", "我把{z}放在哪里了？", "你把{z}放在{M}了。"),
+    ("我送给{N}一个{z}。", "我送给{N}什么？", "你送给{N}一个{z}。"),
+)
 ZH_PETS, ZH_KIN = (
     "狗 猫 兔子 鹦鹉 仓鼠 乌龟 马 羊 鸟".split(),
     "妈妈 爸爸 姐姐 哥哥 弟弟 妹妹 老师 朋友 爷爷 奶奶 同学 邻居".split(),
@@ -334,20 +363,26 @@ ZH_PETS, ZH_KIN = (
 ZH_SEEN = ("好的，我记住了。", "知道了。", "谢谢你告诉我。", "好的，我会记住的。", "明白了。")
 
 
-def of_oneself(filler: Filler, rng: random.Random, chinese: bool) -> Fact:
+def of_oneself(filler: Filler, rng: random.Random, chinese: bool, wide: bool) -> Fact:
     words = {
         "pet": rng.choice(ZH_PETS if chinese else PETS), "kin": rng.choice(ZH_KIN if chinese else KIN),
         "thing": rng.choice(THINGS), "w": filler.word(rng), "n": number(rng), "n2": str(rng.randrange(2, 100)),
         "N": filler.zh_name(rng) if chinese else name(rng), "M": filler.zh_name(rng) if chinese else name(rng),
     }  # fmt: skip
-    told, question, answer = (part.format(**words) for part in rng.choice(ZH_TOLD if chinese else TOLD))
+    forms = ZH_TOLD if chinese else TOLD
+    if wide:
+        words |= {"z": filler.zh_name(rng), "p": filler.phrase(rng, chinese=False)}
+        forms = ZH_WIDER if chinese else WIDER
+    told, question, answer = (part.format(**words) for part in rng.choice(forms))
     return told, question, answer[0].upper() + answer[1:]
 
 
-def told(filler: Filler, rng: random.Random, tokens: int, between: Callable[[], list[str]]) -> Document:
+def told(
+    filler: Filler, rng: random.Random, tokens: int, between: Callable[[], list[str]], wide: bool = False
+) -> Document:
     """Things a user says, other talk, and questions about the things."""
     chinese = rng.random() < 0.3
-    facts = {fact[1]: fact for fact in (of_oneself(filler, rng, chinese) for _ in range(rng.randint(1, 5)))}
+    facts = {fact[1]: fact for fact in (of_oneself(filler, rng, chinese, wide) for _ in range(rng.randint(1, 5)))}
     order, turns, spare = list(facts.values()), list[str](), list[str]()
     if rng.random() < 0.4:  # all in one message, a question at once
         rng.shuffle(order)
@@ -413,17 +448,17 @@ def held_out(document: Document) -> bool:
 # ------------------------------------------------------------------------------------------------------------------- files
 
 SHARES = {"copies": 0.14, "tables": 0.12, "passages": 0.2, "told": 0.2, "chat": 0.28, "document": 0.06}
-LONG_SHARES = {"copies": 0.04, "tables": 0.06, "passages": 0.18, "told": 0.06, "chat": 0.54, "document": 0.12}
+LONG_SHARES = {"copies": 0.02, "tables": 0.04, "passages": 0.14, "told": 0.06, "chat": 0.62, "document": 0.12}
 """Of the records of either file. In the second a record of the first four kinds is as often short as long."""
 COUNTS = {"recall": 7000, "recall_long": 4000}
 HELD_OUT = 150
 
 
-def draw(kind: str, filler: Filler, replay: Replay, rng: random.Random, tokens: int) -> Document:
+def draw(kind: str, filler: Filler, replay: Replay, rng: random.Random, tokens: int, wide: bool) -> Document:
     if kind in ("chat", "document"):
         return (replay.chat if kind == "chat" else replay.document)(rng, min(tokens, SHORT))
     if kind == "told":
-        return told(filler, rng, tokens, lambda: replay.between(rng))
+        return told(filler, rng, tokens, lambda: replay.between(rng), wide)
     return {"copies": copies, "tables": tables, "passages": passages}[kind](filler, rng, tokens)
 
 
@@ -438,7 +473,7 @@ def records(filler: Filler, replay: Replay, seed: int, *, long: bool, kinds: dic
     rng, tested = random.Random(seed), Tested()
     while True:
         (kind,) = rng.choices(list(kinds), list(kinds.values()))
-        found = draw(kind, filler, replay, rng, lengths(rng, long))
+        found = draw(kind, filler, replay, rng, lengths(rng, long), wide=long)
         if kind == "chat" or not (names_the_needle(found) or tested.touches(texts_of(found))):
             yield found
 
