@@ -126,7 +126,7 @@ def test_each_stage_starts_from_the_one_before() -> None:
     }
     assert {name: found and found[1] for name, found in starts.items()} == {
         "extend": "pretrain", "sft": "extend", "recall": "average", "recall_long": "recall", "helpful": "average",
-        "safety": "average", "grpo": "recall_long", "worked": "recall_long", "align": "grpo",
+        "safety": "average", "grpo": "recall_long", "worked": "average", "align": "grpo",
     }  # fmt: skip
 
 
