@@ -247,6 +247,13 @@ def table(result: dict[str, Any], machine: str) -> str:
     )
 
 
+def about(found: dict[str, Any]) -> str:
+    """The machine, and whether it had other work: then the milliseconds are its own, the memory is not."""
+    machine = f"{found['cpu']}, {found['cores']} cores, Python {found['python']}; server and clients share the machine"
+    busy = f", which had other work too (load {found['load']:.0f} at the end): its waits are in the milliseconds."
+    return machine + (busy if found["load"] > found["cores"] else ".")
+
+
 def points(result: dict[str, Any]) -> list[float]:
     return [result["memory"][0][1], after_warm_up(result)[0][1], result["memory"][-1][1]]
 
@@ -272,7 +279,7 @@ def report(result: dict[str, Any], output: Path | None) -> None:
     from machine import describe
 
     found = describe()
-    machine = f"{found['cpu']}, {found['cores']} cores, Python {found['python']}; server and clients share the machine."
+    machine = about(found)
     print(table(result, machine))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

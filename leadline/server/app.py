@@ -185,7 +185,14 @@ class RequestContext:
 
 
 def _route(scope: Scope) -> str:
-    return str(getattr(scope.get("route"), "path", "other"))
+    """The route as it is written down, never what a client wrote. A router that is included under several prefixes has
+    its paths without them."""
+    path = getattr(scope.get("route"), "path", None)
+    if path is None:
+        return "other"
+    asked = str(scope["path"])
+    under = (each for each in PREFIXES if asked.startswith(f"{each}/") and not path.startswith(f"{each}/"))
+    return max(under, key=len, default="") + str(path)
 
 
 def _method(scope: Scope) -> str:

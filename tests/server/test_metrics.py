@@ -58,3 +58,21 @@ def test_what_is_no_address(address: str) -> None:
 def test_apps_do_not_share_a_registry(tokenizer: Tokenizer) -> None:
     for _ in range(2):
         create_app(FakeEngine(tokenizer), tokenizer)
+
+
+def test_a_route_is_named_as_it_was_asked_for_but_never_in_a_clients_words(tokenizer: Tokenizer) -> None:
+    with live_server(tokenizer) as server:
+        for path in ("/models", "/v1/models", "/beta/models", "/beta/v1/models", "/v1/models/secret", "/models/v1/x"):
+            server.http.get(path)
+        text = server.http.get("/metrics").text
+    paths = {
+        line.split('path="')[1].split('"')[0] for line in text.splitlines() if 'responses_total{method="GET"' in line
+    }
+    assert paths == {
+        "/models",
+        "/v1/models",
+        "/beta/models",
+        "/beta/v1/models",
+        "/v1/models/{model:path}",
+        "/models/{model:path}",
+    }

@@ -231,9 +231,16 @@ def _terms_come_first(site: Site) -> None:
     before = person.get("/session")["terms"]["version"]
     assert person.get("/terms")["text"].startswith("# ")
     operator = site.operator()
+    key, token = site.client(site.key(person.id)), site.client(person.post("/tokens")["token"])
     assert operator.post("/api/admin/terms", json={"text": "# New terms"}).json() == {"version": before + 1}
-    for path, body in ((f"/chats/{chat}/messages", {"content": "x"}), ("/keys", {}), ("/tokens", {})):
+    said = {"messages": [{"role": "user", "content": "x"}]}
+    answers = ((f"/chats/{chat}/messages", {"content": "x"}), ("/temporary", said))
+    for path, body in (*answers, ("/keys", {}), ("/tokens", {})):
         assert person.post(path, body, 403)["error"]["code"] == "terms_not_accepted"
+    again = site.browser(site.email(person.id)).get("/api/session").json()
+    assert again["terms"] == {"version": before + 1, "accepted": before}, "whoever signs in again is asked"
+    assert key.post("/v1/chat/completions", json=said).status_code == 200, "programs that had a key go on"
+    assert token.post("/api/v0/chat/completions", json={"message": "x"}).status_code == 403
     person.post("/terms", {"version": before}, 400)
     person.post("/terms", {"version": before + 1})
     assert person.get("/session")["terms"] == {"version": before + 1, "accepted": before + 1}

@@ -15,7 +15,7 @@ import pytest
 from leadline.engine.fake import ANSWER
 from leadline.server.settings import ServerSettings
 from leadline.tokenizer import Tokenizer
-from tests.fixtures_server import wait_until
+from tests.fixtures_server import LiveServer, wait_until
 from tests.server.platform.site import PASSWORD, Site, live_site
 
 TEXT = ANSWER.removeprefix(" ")
@@ -255,6 +255,11 @@ def test_refusals_are_real_statuses(site: Site) -> None:
         refusal(client.post("/api/v0/chat/completions", json={**message, **wrong}), 400)
     key = site.key(poor)
     assert "alance" in refusal(site.client(key).post("/api/v0/chat/completions", json=message), 402)["msg"]
+
+
+def test_a_server_without_accounts_has_none_of_it(server: LiveServer) -> None:
+    for path in ("users/login", "chat/completions", "chat/clear_context"):
+        assert server.post(f"/api/v0/{path}", {}).status_code == 404
 
 
 def test_the_cookie_opens_nothing_here(site: Site) -> None:
