@@ -14,8 +14,11 @@ import hashlib
 import itertools
 import json
 import math
+import os
+import signal
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -29,6 +32,7 @@ from leadline.model.dropping import Dropping
 from leadline.model.moe import Routing
 from leadline.model.transformer import DeepseekV2
 from leadline.ops import inductor
+from leadline.ops.cpu import training
 from leadline.ops.transfer import to_device
 from leadline.parallel.layout import distribute, forget_gathered, sum_after_this_pass
 from leadline.parallel.recompute import recompute
@@ -39,7 +43,6 @@ from leadline.train.data import Batch, DataSource, Feed, exempt_sequences
 from leadline.train.loss import cross_entropy
 from leadline.train.metrics import Metrics, warn
 from leadline.train.optim import MasterAdamW, learning_rate
-from leadline.train.stopping import Stopping
 from leadline.train.totals import Totals
 from leadline.train.watch import verdicts
 
@@ -79,6 +82,7 @@ def prepare(config: Prepared) -> None:
     torch.manual_seed(config.seed)
     if config.compile and not inductor.enable(config.device):
         warn("no compiler works here: training goes on without compiled ops, more slowly")
+    training.enable()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         trim_threshold, mmap_threshold = -1, -3
@@ -132,7 +136,7 @@ class Trainer:
         self.feed = Feed(self.batches, ahead=config.device != "cpu")
         self.writer = checkpoints.Writer(self.folder, config.keep_checkpoints)
         self.step = self.tokens = 0
-        self.stopping = Stopping()
+        self.stopping = False
         if self.world.is_first:
             for line in warnings(config, self.model.config):
                 warn(line)
@@ -143,13 +147,25 @@ class Trainer:
         """True when the run is complete, False when it was interrupted (and saved)."""
         self.resume()
         self.metrics.rewind(self.step)
-        with self.stopping, self.metrics, self.writer:
-            self.metrics.started(self.step, self.world.size)
-            while self.step < self.schedule.steps and not self.world.any(self.stopping.asked):
-                self.train_step()
-                self._after_step()
-            self.save()
+        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with self.metrics, self.writer:
+                self.metrics.started(self.step, self.world.size)
+                while self.step < self.schedule.steps and not self.world.any(self.stopping):
+                    self.train_step()
+                    self._after_step()
+                self.save()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
         return self.step >= self.schedule.steps
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """The first signal asks; a second Ctrl-C does not wait. Written past Python's buffers, which may be in use."""
+        if self.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopping = True
+        os.write(STDERR, b"stopping: this step is finished and saved; Ctrl-C again leaves at once\n")
 
     def _after_step(self) -> None:
         last = self.step == self.schedule.steps
@@ -277,13 +293,17 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the newest checkpoint in `out`, if there is one, and only under the same recipe; at how many
         processes it was written does not matter."""
-        found = checkpoints.newest(self.world.gather(checkpoints.complete(self.folder))[0], recipe_hash(self.config))
-        if found is not None:
-            state, tensors = found
-            self.optimizer.load(tensors)
-            self.step, self.tokens = state.step, state.tokens
+        found = self.world.gather(checkpoints.complete(self.folder))[0]
+        if not found:
+            return
+        state, tensors = checkpoints.load(found[-1])
+        if state.recipe != recipe_hash(self.config):
+            raise ConfigError(f"{found[-1]} was written under another recipe; choose another `out`, or delete it")
+        self.optimizer.load(tensors)
+        self.step, self.tokens = state.step, state.tokens
 
 
+STDERR = 2
 LOOK_ONLY = {
     "log_every", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "threads", "compile", "out",
     "parallel", "recompute", "tensorboard", "peak_tflops",

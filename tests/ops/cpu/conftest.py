@@ -1,6 +1,6 @@
 """Without the extension there are no kernels to test: what runs then is PyTorch, which has tests of its own."""
 
-from leadline.ops.cpu import native
+from leadline.ops.cpu import native, training
 
 collect_ignore = [] if native.extension() else ["test_kernels.py", "test_model.py", "test_company.py"]
 
@@ -17,3 +17,4 @@ def has_tiles() -> bool:
 
 
 collect_ignore += [] if has_tiles() else ["test_amx.py"]
+collect_ignore += [] if training.available() else ["test_training.py"]

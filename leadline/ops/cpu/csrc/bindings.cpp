@@ -13,6 +13,7 @@
 
 #include "kernels.h"
 #include "model.h"
+#include "training_bindings.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -213,6 +214,7 @@ NB_MODULE(_kernels, m) {
     m.def("attend", &attend);
     m.def("likeliest", &likeliest);
     m.def("bandwidth", &bandwidth);
+    leadline::bind_training(m);
     nb::class_<Model>(m, "Model")
         .def(nb::new_(&make_model), "shape"_a, "isa"_a, "threads"_a)
         .def("bind_matrix", &Model::bind_matrix)

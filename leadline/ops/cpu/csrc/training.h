@@ -1,0 +1,77 @@
+// What a training pass in bf16 asks of the processor. Every kernel has a PyTorch reference, an op of leadline/ops, whose
+// values it gives up to the rounding of bf16; sums are float32.
+#pragma once
+
+#include <cstdint>
+
+namespace leadline {
+
+// bf16 vectors of every token and head; strides in elements.
+struct Heads {
+    uint16_t* at = nullptr;
+    int64_t token = 0, head = 0;
+
+    uint16_t* row(int64_t t, int64_t h) const { return at + t * token + h * head; }
+};
+
+// Causal attention within documents: document d holds tokens starts[d] .. starts[d + 1].
+struct AttentionPass {
+    const int64_t* starts = nullptr;
+    int documents = 0, heads = 0, width = 0, values = 0;
+    float scale = 1.0f;
+    Heads q, k, v, out;
+    float* sums = nullptr;  // (heads, tokens): the logarithm of each query's sum of weights
+    Heads grad_out, grad_q, grad_k, grad_v;
+
+    int64_t tokens() const { return starts[documents]; }
+};
+
+// The routed experts of a pass; an id of `experts` is no expert.
+struct ExpertsPass {
+    int tokens = 0, slots = 0, experts = 0, width = 0, inner = 0;
+    const int64_t* ids = nullptr;         // (tokens, slots)
+    const float* gates = nullptr;         // (tokens, slots)
+    const uint16_t* x = nullptr;          // (tokens, width)
+    const uint16_t* gate_up = nullptr;    // (experts, 2 inner, width)
+    const uint16_t* down = nullptr;       // (experts, width, inner)
+    uint16_t* hidden = nullptr;           // (pairs, 2 inner), kept for the backward pass, in the experts' order
+    uint16_t* rows = nullptr;             // (pairs, width): room for what is summed over a token's pairs
+    uint16_t* out = nullptr;              // (tokens, width)
+    const uint16_t* grad_out = nullptr;   // (tokens, width)
+    uint16_t* grad_x = nullptr;           // as x, gates, gate_up and down
+    float* grad_gates = nullptr;
+    uint16_t* grad_gate_up = nullptr;
+    uint16_t* grad_down = nullptr;
+};
+
+// One parameter of AdamW: a float32 master, its moments, the bf16 copy and its gradient.
+struct Parameter {
+    float *master = nullptr, *first = nullptr, *second = nullptr;
+    uint16_t* copy = nullptr;
+    const uint16_t* grad = nullptr;
+    int64_t size = 0;
+    float decay = 0.0f;
+};
+
+struct AdamW {
+    float lr = 0.0f, beta1 = 0.0f, beta2 = 0.0f, eps = 0.0f;
+    float correction1 = 1.0f, correction2 = 1.0f;  // 1 - beta^step
+    float clip = 1.0f;                             // what gradients are multiplied by
+};
+
+struct TrainingKernels {
+    void (*attention)(const AttentionPass& pass, int threads);
+    void (*attention_backward)(const AttentionPass& pass, int threads);
+    void (*experts)(const ExpertsPass& pass, int threads);
+    void (*experts_backward)(const ExpertsPass& pass, int threads);
+
+    // scale x -log softmax(logits)[target] of each row, and its gradient (rows, columns).
+    void (*softmax_nll)(const uint16_t* logits, const int64_t* targets, const float* scales, int rows, int64_t columns,
+                        float* losses, uint16_t* grads, int threads);
+
+    void (*adamw)(const Parameter* parameters, int count, const AdamW& step, int threads);
+};
+
+const TrainingKernels* avx512_bf16_kernels();  // null where the machine or the build has none
+
+}  // namespace leadline
