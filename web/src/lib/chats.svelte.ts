@@ -12,7 +12,14 @@ class Chats {
   next: string | null = $state(null)
   loaded = $state(false)
   failed = $state(false)
+  /** The chat whose title was written last, to be shown as new. */
+  titled: string | null = $state(null)
   private busy = false
+  private readonly waited = new Set<string>()
+
+  find(id: string): Chat | undefined {
+    return this.pinned.find((chat) => chat.id === id) ?? this.recent.find((chat) => chat.id === id)
+  }
 
   load = async (): Promise<void> => {
     try {
@@ -23,6 +30,7 @@ class Chats {
       this.recent = page.next === null ? page.data : [...page.data, ...older.filter((chat) => !fresh.has(chat.id))]
       if (!older.length || page.next === null) this.next = page.next
       this.failed = false
+      for (const chat of [...page.data, ...page.pinned]) this.awaitTitle(chat)
     } catch (error) {
       if (!this.loaded) this.failed = true // a list that is there is better than none
     }
@@ -45,6 +53,7 @@ class Chats {
 
   /** What the server last said of a chat: changed in place, or put where it belongs. */
   put(chat: Chat): void {
+    this.awaitTitle(chat)
     const list = chat.pinned ? this.pinned : this.recent
     const other = chat.pinned ? this.recent : this.pinned
     const elsewhere = other.findIndex((each) => each.id === chat.id)
@@ -58,6 +67,21 @@ class Chats {
     if (at >= 0) list.splice(at, 1)
     const place = list.findIndex((each) => each.updated <= chat.updated)
     list.splice(place < 0 ? list.length : place, 0, chat)
+  }
+
+  /** The model is writing a title: it is shown when it stands. */
+  private awaitTitle(chat: Chat): void {
+    if (!chat.titling || this.waited.has(chat.id)) return
+    this.waited.add(chat.id)
+    get<Chat>(`/api/chats/${chat.id}/title`)
+      .then((named) => {
+        const known = this.find(named.id)
+        if (!known) return // deleted meanwhile
+        Object.assign(known, { title: named.title, title_by: named.title_by, titling: false })
+        this.titled = named.id
+      })
+      .catch(() => {}) // the first words of the question are a title too
+      .finally(() => this.waited.delete(chat.id))
   }
 
   private drop(id: string): void {

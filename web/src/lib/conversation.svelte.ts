@@ -5,6 +5,7 @@
 
 import { ApiError, events, get, patch, post, remove, request } from './api'
 import { chats } from './chats.svelte'
+import { pause } from './online.svelte'
 import { session } from './session.svelte'
 import type { Attachment, Chat, Message, Mode, StreamEvent } from './types'
 
@@ -31,6 +32,8 @@ export class Conversation {
   missing = $state(false)
   pending: Draft | null = $state(null)
   running: number | null = $state(null)
+  starting = $state(false)
+  stopping = $state(false)
   lost = $state(false)
   rate = $state(0)
   error: { problem: ApiError; retry: () => void } | null = $state(null)
@@ -44,7 +47,7 @@ export class Conversation {
   constructor(readonly temporary = false) {}
 
   get busy(): boolean {
-    return this.running !== null || this.pending !== null
+    return this.running !== null || this.pending !== null || this.starting
   }
 
   get path(): Message[] {
@@ -158,7 +161,9 @@ export class Conversation {
   }
 
   private async begin(what: string, retry: () => void): Promise<void> {
+    if (this.busy) return
     this.error = null
+    this.starting = true
     try {
       const { chat, answer } = await post<{ chat: Chat; answer: Message }>(`/api/chats/${this.chat!.id}/${what}`)
       this.store(answer)
@@ -167,22 +172,26 @@ export class Conversation {
     } catch (error) {
       this.fail(error, retry)
     }
+    this.starting = false
   }
 
   async stop(): Promise<void> {
     const id = this.running
-    if (id === null) return
+    if (id === null || this.stopping) return
     if (this.temporary) {
       this.watching?.abort()
       return
     }
+    this.stopping = true // nothing more is drawn from here on; what was delivered until it took effect comes with the answer
     try {
       const message = await post<Message>(`/api/chats/${this.chat!.id}/messages/${id}/stop`)
       this.watching?.abort()
       this.end(message)
+      void chats.load() // the stream's own end, which has the chat, was not waited for
     } catch (error) {
       this.fail(error, () => void this.stop())
     }
+    this.stopping = false
   }
 
   async select(message: Message): Promise<void> {
@@ -253,7 +262,7 @@ export class Conversation {
     const apply = (): void => {
       frame = 0
       const message = this.find(id)
-      if (!message || !text || message.status !== 'running') return // stopped meanwhile: what is stored is all there is
+      if (!message || !text || this.stopping || message.status !== 'running') return // stopped meanwhile: what is stored is all there is
       message.content += text
       message.offset = offset
       text = ''
@@ -372,11 +381,4 @@ export function withFiles(content: string, attachments: Attachment[] = []): stri
 /** The next frame, or soon when the page is hidden and draws none. */
 function schedule(action: () => void): number {
   return document.hidden ? window.setTimeout(action, 100) : requestAnimationFrame(action)
-}
-
-function pause(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms)
-    signal.addEventListener('abort', () => (clearTimeout(timer), resolve()), { once: true })
-  })
 }

@@ -4,19 +4,22 @@ import type { HLJSApi } from 'highlight.js'
 
 const MOST = 30_000 // characters: longer ones stay plain, so that no answer blocks the page
 
-let loading: Promise<HLJSApi> | null = null
+let hljs: HLJSApi | null = null
+let loading: Promise<void> | null = null
 
-export async function highlight(root: ParentNode): Promise<void> {
+/** Colour the code inside `root`. A promise: the colours had to be asked for, and come when it resolves. */
+export function highlight(root: ParentNode): Promise<void> | null {
   const found = root.querySelectorAll<HTMLElement>('code[data-language]')
-  if (!found.length) return
-  loading ??= import('./languages').then((module) => module.hljs)
-  const hljs = await loading
-  for (const element of found) {
-    const language = element.dataset.language!.toLowerCase()
-    element.removeAttribute('data-language')
-    const text = element.textContent ?? ''
-    if (!hljs.getLanguage(language) || text.length > MOST) continue
-    // hljs escapes what it is given; only its own spans are markup
-    element.innerHTML = hljs.highlight(text, { language, ignoreIllegals: true }).value
-  }
+  if (found.length && !hljs) return (loading ??= import('./languages').then((module) => void (hljs = module.hljs)).finally(() => (loading = null)))
+  for (const element of found) colour(element, hljs!)
+  return null
+}
+
+function colour(element: HTMLElement, hljs: HLJSApi): void {
+  const language = element.dataset.language!.toLowerCase()
+  element.removeAttribute('data-language')
+  const text = element.textContent ?? ''
+  if (!hljs.getLanguage(language) || text.length > MOST) return
+  // hljs escapes what it is given; only its own spans are markup
+  element.innerHTML = hljs.highlight(text, { language, ignoreIllegals: true }).value
 }

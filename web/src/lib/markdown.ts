@@ -57,15 +57,37 @@ export function render(text: string): DocumentFragment {
   return DOMPurify.sanitize(md.render(text), ALLOWED)
 }
 
-/** `text` cut at its top-level blocks, so that a growing answer renders only its last one anew. */
+/** `text` cut at its top-level blocks: concatenated they are the text. */
 export function blocks(text: string): string[] {
-  const lines = text.split('\n')
   const starts: number[] = []
   for (const token of md.parse(text, {})) {
     if (token.level === 0 && token.nesting >= 0 && token.map) starts.push(token.map[0])
   }
-  if (starts.length < 2 || /^ {0,3}\[[^\]]+\]:/m.test(text)) return [text] // definitions reach across blocks
-  return starts.map((start, at) => lines.slice(at === 0 ? 0 : start, starts[at + 1]).join('\n'))
+  if (starts.length < 2 || DEFINITION.test(text)) return [text] // definitions reach across blocks
+  const lines = text.split(/(?<=\n)/)
+  return starts.map((start, at) => lines.slice(at === 0 ? 0 : start, starts[at + 1]).join(''))
+}
+const DEFINITION = /^ {0,3}\[[^\]]+\]:/m
+
+/**
+ * `blocks` of a text that grows, given those it had: only its end is read anew. What comes next can still change the last
+ * block and draw it into the one before, as a list's next number does; so much is read again. Rarer things, such as a
+ * formula over several paragraphs, are put right when the text is complete.
+ */
+export function grow(before: string[], text: string): string[] {
+  const kept = before.slice(0, -2)
+  const length = kept.reduce((sum, block) => sum + block.length, 0)
+  if (!kept.length || DEFINITION.test(text.slice(length)) || !text.startsWith(kept.join(''))) return blocks(text)
+  return [...kept, ...blocks(text.slice(length))]
+}
+
+/**
+ * `text` without a last line that says nothing yet but might turn what is above into something else: `-` under a paragraph
+ * is a heading until an item follows it.
+ */
+export function settled(text: string): string {
+  const start = text.lastIndexOf('\n') + 1
+  return /^[ \t>]*([-=*_+#~|$:\\ ]+|`{1,2}|`{3,}[\w+#.-]*|\d{1,9}[.)]?)$/.test(text.slice(start)) ? text.slice(0, start) : text
 }
 
 /** Plain words of an answer, for a screen reader and for a title. */

@@ -74,20 +74,26 @@ function block(state: StateBlock, start: number, end: number, silent: boolean): 
 }
 
 let renderer: typeof import('temml').default | null = null
+let loading: Promise<void> | null = null
 
-/** Draw the math inside `root`. Unfinished or wrong LaTeX stays readable as it was written. */
-export async function drawMath(root: ParentNode): Promise<void> {
+/**
+ * Draw the math inside `root`. Unfinished or wrong LaTeX stays readable as it was written. A promise: the renderer had to
+ * be asked for, and comes when it resolves.
+ */
+export function drawMath(root: ParentNode): Promise<void> | null {
   const spans = root.querySelectorAll<HTMLElement>('[data-tex]')
-  if (!spans.length) return
-  renderer ??= (await import('temml')).default
-  for (const span of spans) {
-    const tex = span.dataset.tex!
-    delete span.dataset.tex
-    try {
-      renderer.render(tex, span, { displayMode: span.dataset.display === '1', throwOnError: true, maxExpand: 200, trust: false })
-    } catch {
-      span.textContent = tex
-      span.classList.add('mono')
-    }
+  if (spans.length && !renderer) return (loading ??= import('temml').then((module) => void (renderer = module.default)).finally(() => (loading = null)))
+  for (const span of spans) draw(span, renderer!)
+  return null
+}
+
+function draw(span: HTMLElement, temml: NonNullable<typeof renderer>): void {
+  const tex = span.dataset.tex!
+  delete span.dataset.tex
+  try {
+    temml.render(tex, span, { displayMode: span.dataset.display === '1', throwOnError: true, maxExpand: 200, trust: false })
+  } catch {
+    span.textContent = tex
+    span.classList.add('mono')
   }
 }

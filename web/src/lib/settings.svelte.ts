@@ -1,26 +1,20 @@
-// What this browser remembers: theme, language, the last model, sampling and system prompt presets.
+// What this browser remembers: theme, language, and how one likes to write.
 
 export type Theme = 'system' | 'light' | 'dark'
 export type Language = 'en' | 'zh-CN'
-
-export interface Prompt {
-  name: string
-  text: string
-}
 
 interface Kept {
   theme: Theme
   language: Language
   sidebar: boolean
   enterSends: boolean
-  prompts: Prompt[]
 }
 
 const KEY = 'leadline.settings'
 
 function read(): Kept {
   const language: Language = document.documentElement.lang === 'zh-CN' ? 'zh-CN' : 'en'
-  const defaults: Kept = { theme: 'system', language, sidebar: true, enterSends: true, prompts: [] }
+  const defaults: Kept = { theme: 'system', language, sidebar: true, enterSends: true }
   try {
     return { ...defaults, ...(JSON.parse(localStorage.getItem(KEY) ?? '{}') as Partial<Kept>) }
   } catch {
@@ -39,13 +33,30 @@ export function keepSettings(): void {
 }
 
 const prefersDark = matchMedia('(prefers-color-scheme: dark)')
+const system = $state({ dark: prefersDark.matches })
 
-export function applyTheme(): void {
-  const dark = settings.theme === 'dark' || (settings.theme === 'system' && prefersDark.matches)
-  document.documentElement.dataset.theme = dark ? 'dark' : 'light'
+/** The theme that is shown. */
+export function theme(): 'light' | 'dark' {
+  if (settings.theme !== 'system') return settings.theme
+  return system.dark ? 'dark' : 'light'
 }
 
-prefersDark.addEventListener('change', applyTheme)
+export function applyTheme(): void {
+  document.documentElement.dataset.theme = theme()
+}
+
+prefersDark.addEventListener('change', ({ matches }) => {
+  system.dark = matches
+  applyTheme()
+})
+
+/** Another window of the same person chose something. */
+addEventListener('storage', ({ key, newValue }) => {
+  if (key !== KEY || newValue === null) return
+  Object.assign(settings, JSON.parse(newValue) as Partial<Kept>)
+  document.documentElement.lang = settings.language
+  applyTheme()
+})
 
 export function setTheme(theme: Theme): void {
   settings.theme = theme

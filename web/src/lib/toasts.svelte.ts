@@ -1,7 +1,7 @@
 // Short messages at the foot of the page, some with one thing to do about them.
 
 import { ApiError } from './api'
-import { t } from './i18n.svelte'
+import { refusal, t } from './i18n.svelte'
 
 export interface Toast {
   id: number
@@ -29,10 +29,10 @@ export function dismiss(id: number): void {
 export function explain(error: unknown): string {
   if (!(error instanceof ApiError)) return t('error.fault')
   if (error.kind === 'offline') return t('error.offline')
-  if (error.kind === 'busy') return t('error.busy', { seconds: error.retryAfter ?? 1 })
+  if (error.kind === 'busy' && error.code === 'rate_limit_exceeded') return t('error.busy', { seconds: error.retryAfter ?? 1 })
   if (error.kind === 'engine') return t('error.engine')
   if (error.kind === 'fault') return t('error.fault')
-  return error.message.charAt(0).toUpperCase() + error.message.slice(1)
+  return refusal(error)
 }
 
 export function complain(error: unknown): void {

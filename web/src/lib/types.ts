@@ -51,6 +51,7 @@ export interface Chat {
   id: string
   title: string
   title_by: 'auto' | 'user'
+  titling?: boolean
   pinned: boolean
   mode: Mode
   system: string
