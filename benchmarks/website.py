@@ -5,8 +5,8 @@
 
 A real Chromium at the website of a real server, whose engine has no model and says a text of the kind at the rate. The
 work is Chromium's own count of tasks, scripts, layouts and styles from the sending to the end of the answer (DevTools,
-Performance.getMetrics), in processor time; a long task is one of more than 50 ms on the clock, in which the page does not
-answer its user: on a machine that does other things as well it says little.
+Performance.getMetrics), in processor time; a long task is one of more than 50 ms on the clock, in which the page does
+not answer its user: on a machine that does other things as well it says little.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ PROSE = (
     "| mark | fathoms |\n|---|---:|\n| leather | 2 |\n\n"
 )
 LINE = "    total_{0} = sum(marks[:{0}]) * 1.8288  # one fathom is six feet\n"
-KINDS = {
+KINDS: dict[str, Callable[[], Iterator[str]]] = {
     "prose, tables, formulas": lambda: itertools.repeat(PROSE),
     "one code block": lambda: itertools.chain(["```python\n"], (LINE.format(at) for at in itertools.count())),
     "one paragraph": lambda: itertools.repeat("By the mark, five! And a half, four. "),
@@ -107,9 +108,9 @@ def main() -> None:
         data.mkdir()
         seconds = args.tokens / args.rate
         rate = max(made.values()) / seconds  # the fake tokenizer's tokens are shorter
-        with website(tokenizer, data, answer=answer, tokens_per_second=rate, context_length=1 << 17) as site:
-            with chromium() as browser:
-                rows = [measure(browser, site, kind) for kind in KINDS]
+        options: dict[str, Any] = {"answer": answer, "tokens_per_second": rate, "context_length": 1 << 17}
+        with website(tokenizer, data, **options) as site, chromium() as browser:
+            rows = [measure(browser, site, kind) for kind in KINDS]
     for row in rows:
         print(json.dumps(row))
     args.out.write_text(json.dumps({"tokens": args.tokens, "seconds": seconds, "rows": rows}, indent=1) + "\n")

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
@@ -25,6 +25,16 @@ T = TypeVar("T")
 PATIENCE = 30_000.0  # milliseconds: the machine may be busy
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+AXE = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js")
+CHOSEN = """(chosen) => {
+  const kept = JSON.stringify({ ...JSON.parse(localStorage.getItem('leadline.settings') ?? '{}'), ...chosen })
+  localStorage.setItem('leadline.settings', kept)
+  dispatchEvent(new StorageEvent('storage', { key: 'leadline.settings', newValue: kept }))
+}"""
+SETTLED = """async () => {
+  for (let frames = 0; frames < 2; frames++) await new Promise(requestAnimationFrame)
+  await Promise.allSettled(document.getAnimations().map((each) => each.finished))
+}"""
 DESK = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}
 
@@ -120,10 +130,17 @@ def sign_in_link(site: Site, user_id: int) -> str:
     return f"{site.url}/signin#{aside(lambda: site.work(make))}"
 
 
+class Served(Protocol):
+    """All that a visitor knows of a server."""
+
+    @property
+    def url(self) -> str: ...
+
+
 class Visitor:
     """Someone in a browser of their own. What breaks a promise of the site is collected on the way."""
 
-    def __init__(self, browser: Browser, site: Site, **options: Any) -> None:
+    def __init__(self, browser: Browser, site: Served, **options: Any) -> None:
         self.site = site
         self.context = browser.new_context(**{"locale": "en-US", "color_scheme": "light", **options})
         self.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=site.url)
@@ -160,6 +177,14 @@ class Visitor:
         self.page.get_by_label("Email").fill(email)
         self.page.get_by_label("Password").fill(password)
         self.page.get_by_role("button", name="Sign in").click()
+        expect(self.composer).to_be_visible()
+
+    def enter(self, email: str, password: str = PASSWORD) -> None:
+        """Signed in, without the form."""
+        data = {"email": email, "password": password}
+        answer = self.context.request.post(f"{self.site.url}/api/login", data=data, headers={"origin": self.site.url})
+        assert answer.ok, answer.text()
+        self.open("/")
         expect(self.composer).to_be_visible()
 
     def button(self, name: str | re.Pattern[str], **options: Any) -> Locator:
@@ -215,23 +240,28 @@ class Visitor:
 
     # ---- looking ---------------------------------------------------------------------------------------------
 
+    def look(self, language: str, theme: str) -> None:
+        """As if another window of the same browser had chosen them: this page follows."""
+        self.page.evaluate(CHOSEN, {"language": language, "theme": theme})
+        self.page.evaluate(SETTLED)
+
     def overflow(self) -> int:
         return int(self.page.evaluate("document.documentElement.scrollWidth - innerWidth"))
 
     def serious(self) -> list[str]:
         """What axe calls serious or critical."""
-        script = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-        self.page.evaluate(script)
-        found = self.page.evaluate("(tags) => axe.run(document, { runOnly: tags })", WCAG)
+        if not self.page.evaluate("'axe' in window"):
+            self.page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = self.page.evaluate("(tags) => axe.run(document, { runOnly: tags, resultTypes: ['violations'] })", WCAG)
         return [
-            f"{fault['id']}: {fault['nodes'][0]['html'][:200]}"
+            f"{fault['id']}: {fault['nodes'][0]['html'][:200]} {fault['nodes'][0]['failureSummary'][:200]}"
             for fault in found["violations"]
             if fault["impact"] in ("serious", "critical")
         ]
 
 
 @contextlib.contextmanager
-def visitor(browser: Browser, site: Site, **options: Any) -> Generator[Visitor, None, None]:
+def visitor(browser: Browser, site: Served, **options: Any) -> Generator[Visitor, None, None]:
     someone = Visitor(browser, site, **options)
     try:
         yield someone

@@ -82,6 +82,14 @@ def test_the_first_load_is_small_and_comes_from_here() -> None:
     assert sum(len(gzip.compress(path.read_bytes())) for path in loaded) < FIRST_LOAD
 
 
+def test_every_refusal_has_its_words_in_chinese() -> None:
+    """The server speaks English; the page says in its own language what a code means."""
+    listed = (ROOT / "docs/site-api.md").read_text().partition("\n## Errors\n")[2]
+    cells = " ".join(line.split("|")[2] for line in listed.splitlines() if "| `" in line)
+    said = (WEB / "src/locales/errors.zh.ts").read_text()
+    assert set(re.findall(r"`([a-z_]+)`", cells)) == set(re.findall(r"^  ([a-z_]+): '.+',$", said, re.MULTILINE))
+
+
 def test_nothing_of_the_build_names_another_host_to_load_from() -> None:
     """Addresses in texts and namespaces are not loaded; what a style or script would load is a quoted path or url()."""
     for path in [*STATIC.rglob("*.js"), *STATIC.rglob("*.css")]:

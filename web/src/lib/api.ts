@@ -12,9 +12,14 @@ export class ApiError extends Error {
     super(message)
   }
 
+  /** Nobody is signed in any more; a wrong password, which is a 401 too, is something else. */
+  get signedOut(): boolean {
+    return this.code === 'not_signed_in' || this.code === 'session_ended'
+  }
+
   get kind(): Kind {
     if (this.status === 0) return 'offline'
-    if (this.status === 401) return 'login'
+    if (this.signedOut) return 'login'
     if (this.status === 402) return 'balance'
     if (this.status === 403) return 'forbidden'
     if (this.status === 404) return 'missing'
@@ -53,11 +58,11 @@ export async function request(method: string, path: string, body?: unknown, opti
     if (error instanceof DOMException && error.name === 'AbortError') throw error
     throw new ApiError('the server was not reached', 0, 'offline')
   }
-  if (!response.ok) throw await failure(response, path)
+  if (!response.ok) throw await failure(response)
   return response
 }
 
-async function failure(response: Response, path: string): Promise<ApiError> {
+async function failure(response: Response): Promise<ApiError> {
   let message = response.statusText || `HTTP ${response.status}`
   let code = 'unknown'
   try {
@@ -69,7 +74,7 @@ async function failure(response: Response, path: string): Promise<ApiError> {
   }
   const wait = Number(response.headers.get('retry-after'))
   const error = new ApiError(message, response.status, code, Number.isFinite(wait) && wait > 0 ? wait : null)
-  if (error.kind === 'login' && !/^\/api\/(login|signin|signup|reset|shared)/.test(path)) onSignedOut()
+  if (error.signedOut) onSignedOut()
   return error
 }
 

@@ -15,7 +15,8 @@ class Chats {
   /** The chat whose title was written last, to be shown as new. */
   titled: string | null = $state(null)
   private busy = false
-  private readonly waited = new Set<string>()
+  private writing: string[] = []
+  private asking = 0
 
   find(id: string): Chat | undefined {
     return this.pinned.find((chat) => chat.id === id) ?? this.recent.find((chat) => chat.id === id)
@@ -30,11 +31,11 @@ class Chats {
       this.recent = page.next === null ? page.data : [...page.data, ...older.filter((chat) => !fresh.has(chat.id))]
       if (!older.length || page.next === null) this.next = page.next
       this.failed = false
-      for (const chat of [...page.data, ...page.pinned]) this.awaitTitle(chat)
     } catch (error) {
       if (!this.loaded) this.failed = true // a list that is there is better than none
     }
     this.loaded = true
+    this.awaitTitles()
   }
 
   async more(): Promise<void> {
@@ -53,7 +54,11 @@ class Chats {
 
   /** What the server last said of a chat: changed in place, or put where it belongs. */
   put(chat: Chat): void {
-    this.awaitTitle(chat)
+    this.place(chat)
+    this.awaitTitles()
+  }
+
+  private place(chat: Chat): void {
     const list = chat.pinned ? this.pinned : this.recent
     const other = chat.pinned ? this.recent : this.pinned
     const elsewhere = other.findIndex((each) => each.id === chat.id)
@@ -69,19 +74,14 @@ class Chats {
     list.splice(place < 0 ? list.length : place, 0, chat)
   }
 
-  /** The model is writing a title: it is shown when it stands. */
-  private awaitTitle(chat: Chat): void {
-    if (!chat.titling || this.waited.has(chat.id)) return
-    this.waited.add(chat.id)
-    get<Chat>(`/api/chats/${chat.id}/title`)
-      .then((named) => {
-        const known = this.find(named.id)
-        if (!known) return // deleted meanwhile
-        Object.assign(known, { title: named.title, title_by: named.title_by, titling: false })
-        this.titled = named.id
-      })
-      .catch(() => {}) // the first words of the question are a title too
-      .finally(() => this.waited.delete(chat.id))
+  /** While the model writes a title the list is asked again, so that it is shown when it stands. */
+  private awaitTitles(): void {
+    const writing = [...this.pinned, ...this.recent].filter((chat) => chat.titling).map((chat) => chat.id)
+    const written = this.writing.find((id) => !writing.includes(id))
+    if (written) this.titled = written
+    this.writing = writing
+    clearTimeout(this.asking)
+    if (writing.length) this.asking = window.setTimeout(this.load, 1000)
   }
 
   private drop(id: string): void {

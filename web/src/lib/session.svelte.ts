@@ -9,6 +9,8 @@ class Current {
   failed = $state(false)
   data: Session | null = $state(null)
   balance: Balance | null = $state(null)
+  /** Where a visitor wanted to go before they were asked to sign in. */
+  wanted = '/'
 
   get user(): User | null {
     return this.data?.user ?? null
@@ -45,6 +47,11 @@ class Current {
     }
   }
 
+  askToSignIn(): void {
+    this.wanted = location.pathname
+    go('/login', { replace: true })
+  }
+
   async signOut(): Promise<void> {
     try {
       await post('/api/logout')
@@ -59,5 +66,5 @@ export const session = new Current()
 whenSignedOut(() => {
   if (!session.data?.user) return
   session.data.user = null
-  if (!location.pathname.startsWith('/s/')) go('/login', { replace: true })
+  if (!location.pathname.startsWith('/s/')) session.askToSignIn()
 })

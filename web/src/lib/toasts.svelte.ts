@@ -36,7 +36,7 @@ export function explain(error: unknown): string {
 }
 
 export function complain(error: unknown): void {
-  if (error instanceof ApiError && error.kind === 'login') return
+  if (error instanceof ApiError && error.signedOut) return
   toast(explain(error), { bad: true })
 }
 

@@ -51,7 +51,7 @@ export interface Chat {
   id: string
   title: string
   title_by: 'auto' | 'user'
-  titling?: boolean
+  titling: boolean
   pinned: boolean
   mode: Mode
   system: string
