@@ -56,7 +56,8 @@ def test_editing_makes_a_branch_and_arrows_switch(ada: Visitor) -> None:
     ada.ask("How deep is it here?")
     ada.edit_last("How deep is it there?")
     expect(ada.questions.last).to_contain_text("there")
-    ada.button("Previous version").first.click()
+    with ada.page.expect_response(lambda answer: answer.request.method == "PATCH"):
+        ada.button("Previous version").first.click()
     expect(ada.questions.last).to_contain_text("here")
     ada.page.reload()
     expect(ada.questions.last).to_contain_text("How deep is it here?")
@@ -85,6 +86,49 @@ def test_rich_answers_are_drawn_and_nothing_moves(ada: Visitor) -> None:
     answer.locator(".code-copy").click()
     assert ada.page.evaluate("navigator.clipboard.readText()").startswith("def depth(marks")
     assert ada.page.evaluate("window.moved") < 0.1  # what Core Web Vitals call good; 0 but for the first line
+
+
+def test_what_grew_is_what_a_whole_answer_is(ada: Visitor) -> None:
+    """Drawn piece by piece and changed where it differed, it is the same as drawn at once."""
+    grown = ada.ask("something rich").locator(".prose").inner_html()
+    assert "<math" in grown
+    ada.page.reload()
+    expect(ada.answers.last.locator("math")).to_have_count(3)
+    expect(ada.answers.last.locator(".hljs-keyword").first).to_be_visible()
+    assert ada.answers.last.locator(".prose").inner_html() == grown
+
+
+def test_a_selection_stays_while_the_answer_grows(ada: Visitor) -> None:
+    ada.say("a long answer, please")
+    expect(ada.answers.last).to_contain_text("5 fathoms")
+    ada.page.evaluate(
+        "() => { const text = document.querySelector('.prose p').firstChild; "
+        "getSelection().setBaseAndExtent(text, 0, text, 21) }"
+    )
+    expect(ada.answers.last).to_contain_text("25 fathoms")
+    assert ada.page.evaluate("getSelection().toString()") == "0 fathoms, 1 fathoms,"
+    ada.button("Stop").click()
+    ada.ended()
+
+
+def test_whoever_scrolls_up_stays_there_until_the_end_is_asked_for(ada: Visitor) -> None:
+    ada.page.set_viewport_size({"width": 360, "height": 420})
+    ada.say("a long answer, please")
+    place = ada.page.get_by_role("region", name="Conversation")
+    beyond = "(box) => box.scrollHeight - box.scrollTop - box.clientHeight"
+    ada.page.wait_for_function("() => document.querySelector('.scroller').scrollTop > 60")
+    place.hover()
+    ada.page.mouse.wheel(0, -30)  # a line is enough
+    expect(ada.button("To the end")).to_be_visible()
+    top = place.evaluate("(box) => box.scrollTop")
+    length = len(ada.answers.last.inner_text())
+    ada.page.wait_for_function("(l) => document.querySelector('.prose').innerText.length > l + 200", arg=length)
+    assert place.evaluate("(box) => box.scrollTop") == top
+    ada.button("To the end").click()
+    expect(ada.button("To the end")).to_have_count(0)
+    ada.button("Stop").click()
+    ada.ended()
+    assert place.evaluate(beyond) < 40
 
 
 def test_hostile_answers_do_nothing(ada: Visitor) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.browser import Visitor, visitor
+from leadline.tokenizer import Tokenizer
+from tests.e2e.browser import Visitor, aside, visitor, website
+from tests.e2e.website.conftest import MONEY
 from tests.server.platform.site import Site
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -102,3 +106,22 @@ def test_export_and_import_give_the_same_chats(ada: Visitor, tmp_path: Path) -> 
     ada.menu(re.compile("Account and more"), "Settings")
     ada.page.locator("dialog input[type=file]").set_input_files(tmp_path / "chat.md")
     expect(ada.history).to_have_count(3)
+
+
+@pytest.fixture
+def titled(tokenizer: Tokenizer, tmp_path: Path) -> Generator[Site, None, None]:
+    """A server whose model writes the titles."""
+    engine: Any = {"options": {"titles": "model"}, "answer": " Soundings"}
+    opened = contextlib.ExitStack()
+    yield aside(lambda: opened.enter_context(website(tokenizer, tmp_path, **engine)))
+    aside(opened.close)
+
+
+def test_a_title_that_the_model_writes_appears_when_it_stands(browser: Browser, titled: Site) -> None:
+    user = aside(lambda: titled.user(balance=MONEY))
+    with visitor(browser, titled) as someone:
+        someone.enter(aside(lambda: titled.email(user)))
+        someone.ask("Hello there")
+        expect(someone.history).to_have_text("Soundings")
+        expect(someone.page.locator("h1")).to_have_text("Soundings")
+        expect(someone.page).to_have_title("Soundings · leadline")

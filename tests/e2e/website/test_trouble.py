@@ -44,10 +44,12 @@ def test_a_lost_connection_is_taken_up_where_it_broke(ada: Visitor) -> None:
     ada.say("a long answer, please")
     expect(ada.answers.last).to_contain_text("2 fathoms")
     ada.context.set_offline(True)
+    expect(ada.page.get_by_text("You are offline")).to_be_visible()
     ada.page.evaluate("window.stop()")
     expect(ada.page.get_by_text("The connection was lost")).to_be_visible()
     ada.context.set_offline(False)
     expect(ada.page.get_by_text("The connection was lost")).to_have_count(0)
+    expect(ada.page.get_by_text("You are offline")).to_have_count(0)
     ada.button("Stop").click()
     ada.ended()
     numbers = [int(number) for number in re.findall(r"(\d+) fathoms,", ada.answers.last.inner_text())]

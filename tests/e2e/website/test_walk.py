@@ -22,7 +22,7 @@ import openai
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.browser import DESK, PHONE, Visitor, aside, chromium, visitor
+from tests.e2e.browser import DESK, PHONE, Visitor, aside, visitor
 from tests.server.platform.site import PASSWORD
 from tests.source import ROOT
 
@@ -66,12 +66,6 @@ def _started(server: subprocess.Popen[bytes], said: Path) -> Started:
         assert server.poll() is None, said.read_text()
         time.sleep(0.2)
     return Started(found["url"], found["token"])
-
-
-@pytest.fixture(scope="module")
-def browser(served: Started) -> Generator[Browser, None, None]:
-    with chromium() as running:
-        yield running
 
 
 def test_the_walk(served: Started, browser: Browser, tmp_path: Path) -> None:

@@ -84,8 +84,7 @@ async function json<T>(method: string, path: string, body?: unknown, options?: O
 
 export const get = <T>(path: string, options?: Options): Promise<T> => json<T>('GET', path, undefined, options)
 export const post = <T>(path: string, body: unknown = {}, options?: Options): Promise<T> => json<T>('POST', path, body, options)
-export const patch = <T>(path: string, body: unknown): Promise<T> => json<T>('PATCH', path, body)
-export const put = <T>(path: string, body: unknown): Promise<T> => json<T>('PUT', path, body)
+export const patch = <T>(path: string, body: unknown, options?: Options): Promise<T> => json<T>('PATCH', path, body, options)
 export const remove = <T>(path: string): Promise<T> => json<T>('DELETE', path)
 
 export function once(): Record<string, string> {

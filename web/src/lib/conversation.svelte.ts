@@ -204,7 +204,7 @@ export class Conversation {
     this.current = leaf.id
     if (this.temporary || !this.chat) return
     try {
-      this.take(await patch<Chat>(`/api/chats/${this.chat.id}`, { current: leaf.id }))
+      this.take(await patch<Chat>(`/api/chats/${this.chat.id}`, { current: leaf.id }, { keepalive: true }))
     } catch (error) {
       this.fail(error, () => void this.select(message))
     }
