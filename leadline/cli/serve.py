@@ -37,8 +37,6 @@ from leadline.engine.types import EngineInfo, EngineProtocol, SamplingParams
 from leadline.errors import ConfigError, ModelNotFound
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from leadline.server.owner import FirstSteps
     from leadline.server.platform import Platform
     from leadline.tokenizer import Tokenizer
@@ -78,6 +76,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     served_model_name: str | None = None,
+    owned_by: str = "leadline",
     grace: int = 30,
     accounts: AccountOptions = ACCOUNTS,
     store: StoreOptions = STORE,
@@ -93,13 +92,16 @@ def serve(
             loopback address: 127.0.0.1, ::1 or localhost.
         port: 0 takes any that is free.
         served_model_name: What the API calls the model; its own name by default.
+        owned_by: Whom /models names as the model's owner: who runs this server.
         grace: Seconds that running answers get to finish when the server is stopped.
         config: A TOML file with any of these options under their names.
     """
+    from leadline.server.app import create_app
     from leadline.server.hosts import check_bind_host, check_public_host, is_loopback
     from leadline.server.logs import set_up
     from leadline.server.metrics import split_address
     from leadline.server.run import bind, check_tls, serve_app, url
+    from leadline.server.settings import ServerSettings
 
     set_up(watch.log_format, watch.log_level)
     if watch.metrics_address is not None:
@@ -114,7 +116,13 @@ def serve(
             works = _remote(model, remote, served_model_name)
         else:
             works = _local(model, max_num_seqs, served_model_name, single_owner=not accounts.accounts)
-        served = _app(works, _hosts(address, accounts, local=is_loopback(host)), platform, watch)
+        settings = ServerSettings(
+            defaults=works.defaults,
+            owned_by=owned_by,
+            allowed_hosts=_hosts(address, accounts, local=is_loopback(host)),
+            metrics_address=watch.metrics_address,
+        )
+        served = create_app(works.engine, works.tokenizer, settings, platform)
         alone = is_loopback(host) and not accounts.trusted_proxy  # nobody else reads what is printed or comes in
         steps = _first_steps(platform) if platform and alone else None
         link = f"{address}/signin#{steps.link}" if steps else None
@@ -164,14 +172,6 @@ def _remote(model: ModelOptions, remote: RemoteOptions, name: str | None) -> Wor
     )
     defaults: dict[str, Any] = read_generation_config(source.path).sampling_defaults()
     return Works(engine, tokenizer, SamplingParams(**defaults))
-
-
-def _app(works: Works, hosts: tuple[str, ...], platform: Platform | None, watch: WatchOptions) -> FastAPI:
-    from leadline.server.app import create_app
-    from leadline.server.settings import ServerSettings
-
-    settings = ServerSettings(defaults=works.defaults, allowed_hosts=hosts, metrics_address=watch.metrics_address)
-    return create_app(works.engine, works.tokenizer, settings, platform)
 
 
 def _hosts(address: str, options: AccountOptions, *, local: bool) -> tuple[str, ...]:

@@ -139,9 +139,7 @@ class ChatRoutes:
         user = await self.platform.user(request)
         given = await body(request, UpTo)
         async with self.platform.store.database.write() as connection:
-            row = await chats.find(connection, user, chat)
-            rows = await chats.messages_of(connection, row.id)
-            way = chats.branch(rows, row.current if given.current is None else given.current)
+            row, way = await chats.branch_of(connection, user, chat, given.current)
             made = await chats.copy(connection, row, way, self.platform.store.now())
         return json_response(self.cards.chat(made), 201)
 

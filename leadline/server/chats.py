@@ -236,6 +236,14 @@ async def update_message(connection: AsyncConnection, message_id: int, **values:
     return row
 
 
+async def branch_of(
+    connection: AsyncConnection, user_id: int, token: str, number: int | None
+) -> tuple[Row[Any], list[Row[Any]]]:
+    """A chat of this user's, and its messages up to `number`, or to the one that is shown."""
+    row = await find(connection, user_id, token)
+    return row, branch(await messages_of(connection, row.id), row.current if number is None else number)
+
+
 def branch(rows: Iterable[Row[Any]], number: int | None) -> list[Row[Any]]:
     """The messages from the root to `number`."""
     known = {row.number: row for row in rows}

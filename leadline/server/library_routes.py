@@ -59,9 +59,7 @@ class LibraryRoutes:
         user = await self.platform.user(request)
         given = await body(request, UpTo)
         async with self.platform.store.database.write() as connection:
-            row = await chats.find(connection, user, chat)
-            rows = await chats.messages_of(connection, row.id)
-            way = chats.branch(rows, row.current if given.current is None else given.current)
+            row, way = await chats.branch_of(connection, user, chat, given.current)
             if not way:
                 raise InvalidRequest("there is nothing in this chat to share", code="nothing_to_share")
             if len(await self._rows(connection, user)) >= MOST_SHARES:

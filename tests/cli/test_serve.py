@@ -42,7 +42,7 @@ def served(tiny_lite_folder: Path) -> Generator[Served, None, None]:
         str(tiny_lite_folder),
     ]
     with subprocess.Popen(
-        [*command, "--dtype", "float32", "--max-num-seqs", "4"],
+        [*command, "--dtype", "float32", "--max-num-seqs", "4", "--owned-by", "The harbour"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -63,6 +63,7 @@ def test_the_printed_curl_line_works(served: Served) -> None:
 
 def test_the_real_engine_behind_the_api(served: Served) -> None:
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused") as client:
+        assert [(each.id, each.owned_by) for each in client.models.list()] == [("tiny-v2-lite", "The harbour")]
         whole = client.completions.create(model="tiny-v2-lite", prompt="The lead", max_tokens=8, temperature=0)
         with client.completions.create(
             model="tiny-v2-lite", prompt="The lead", max_tokens=8, temperature=0, stream=True

@@ -97,3 +97,33 @@ def test_numbers_in_paths(site: Site, number: str) -> None:
         assert 400 <= operator.post(path, json={"amount": "1", "state": "active"}).status_code < 500
     for path in (f"/api/keys/{number}", f"/api/tokens/{number}", f"/api/admin/invites/{number}"):
         assert 400 <= operator.delete(path).status_code < 500
+
+
+BROKEN = {
+    "no UTF-8": b'{"content": "\xc3(", "name": "\xff"}',
+    "a lone surrogate": b'{"content": "\\ud800", "name": "\\udfff"}',
+    "deep": b'{"content": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    "deep objects": b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
+    "twice": b'{"content": "a", "content": "b"}',
+    "no object": b"[]",
+    "no number": b'{"days": NaN, "temperature": 1e999}',
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_bodies(site: Site, kind: str) -> None:
+    operator = site.operator()
+    for method, path, _ in ROUTES:
+        headers = {"content-type": "application/json"}
+        answer = operator.request(method, filled(site, operator, path), content=BROKEN[kind], headers=headers)
+        assert 400 <= answer.status_code < 500, (path, answer.text)
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_thirty_three_megabytes(site: Site) -> None:
+    operator = site.operator()
+    for path in ("/api/login", "/api/chats", "/api/import", "/api/temporary", "/api/v0/chat/completions"):
+        answer = operator.post(path, json={"content": "x" * (33 << 20)})
+        assert answer.status_code in (401, 413), path
+    assert operator.get("/api/account").status_code == 200
