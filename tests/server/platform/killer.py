@@ -43,8 +43,16 @@ START = 30.0
 Log = Callable[[str], None]
 
 
+class Steady(FakeEngine):
+    """One that never makes up for lost time: on a machine that stood still a second has no more tokens than elsewhere,
+    as with a model."""
+
+    async def _pause(self, due: float) -> None:
+        await asyncio.sleep(self.seconds_per_token)
+
+
 async def serve(folder: Path, tokenizer: Tokenizer, customer: Customer, log: Log) -> None:
-    engine = FakeEngine(tokenizer, tokens_per_second=RATE, context_length=4096)
+    engine = Steady(tokenizer, tokens_per_second=RATE, context_length=4096)
     platform = Platform(PlatformSettings(folder, durable=False, requests_per_minute=10**6))
     with bind("127.0.0.1", 0) as sock:
         ready = asyncio.Event()
