@@ -374,7 +374,7 @@ def test_28_too_many_at_once(slow: Site) -> None:
         lines = running.iter_lines()
         next(lines)
         response = ask(client)
-        assert bad(response, 429)["code"] == "rate_limit_exceeded"
+        assert bad(response, 429)["code"] == "too_many_at_once"
         assert int(response.headers["retry-after"]) >= 1
 
 
