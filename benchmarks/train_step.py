@@ -4,8 +4,9 @@
     python benchmarks/train_step.py --rounds 2 --output /tmp/step
 
 The same shape, tokens and optimiser (AdamW, clipping at 1): forward, cross-entropy, backward, step. leadline runs as
-`leadline train` does: bf16 with float32 masters, the gates in float32, the memory-bound ops compiled; with the balance
-loss, which transformers' DeepseekV2 lacks. transformers runs in float32 and under bf16 autocast, whichever is faster
+`leadline train` does: bf16 with float32 masters, the gates in float32, attention, experts and cross-entropy on the
+training kernels where the machine has them, the memory-bound ops compiled; with the balance loss, which transformers'
+DeepseekV2 lacks. transformers runs in float32 and under bf16 autocast, whichever is faster
 counts. Rounds alternate, so that a change of the machine's mood meets all alike.
 """
 
@@ -27,8 +28,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from leadline.model.config import ModelConfig
 from leadline.model.transformer import DeepseekV2
+from leadline.ops.cpu import training
 from leadline.train.config import TrainConfig
 from leadline.train.data import Batch
+from leadline.train.flops import measured_peak, step_flops
 from leadline.train.loop import HeldOut, Trainer, prepare
 
 SEQUENCES, LENGTH = 8, 512
@@ -67,7 +70,11 @@ Machine: {cpu}, {isa}, {cores} cores, {memory_gib} GiB, load {load:.1f} before t
 |---|---:|---:|
 {rows}
 
-`python benchmarks/train_step.py` makes this table.
+leadline ran on {kernels}: {step_tflops:.2f} TFLOP a step, recomputation and padding not counted, make {share:.0%} of
+the {peak:.2f} TFLOP/s of a bf16 product of 1024 x 1024, measured at the end. bf16 are activations, weights and their
+gradients; masters, moments, gates, softmax and other sums and the loss are float32.
+
+`python benchmarks/train_step.py` makes this table, `train_precision.py` the one of what bf16 costs in loss.
 """
 
 
@@ -131,6 +138,16 @@ def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list
     return times
 
 
+def use(tokens_per_second: float) -> dict[str, Any]:
+    """What of the machine's bf16 products the step's own operations come to."""
+    tokens = SEQUENCES * LENGTH
+    flops = step_flops(SHAPE, tokens, SEQUENCES * LENGTH * (LENGTH + 1) // 2)
+    peak = measured_peak("cpu", "bfloat16", seconds=1.0)
+    kernels = "the training kernels" if training.available() else "PyTorch alone"
+    share = flops * tokens_per_second / tokens / peak
+    return {"kernels": kernels, "step_tflops": flops / 1e12, "peak": peak / 1e12, "share": share}
+
+
 def markdown(report: dict[str, Any]) -> str:
     values = report["tokens_per_second"]
     rows = [
@@ -139,7 +156,7 @@ def markdown(report: dict[str, Any]) -> str:
         for name, value in values.items()
     ]
     shape = {"parameters": SHAPE.parameters() / 1e6, "active": SHAPE.parameters(active=True) / 1e6}
-    sizes = {"sequences": SEQUENCES, "length": LENGTH, "rows": "\n".join(rows)}
+    sizes = {"sequences": SEQUENCES, "length": LENGTH, "rows": "\n".join(rows), **report["use"]}
     return TEMPLATE.format(**report["machine"], **report["options"], **shape, **sizes)
 
 
@@ -164,6 +181,7 @@ def main() -> None:
     report = {
         "machine": host,
         "options": {"rounds": options.rounds, "threads": options.threads},
+        "use": use(rates["leadline"]["median"]),
         "shape": dataclasses.asdict(SHAPE),
         "tokens_per_second": rates,
     }

@@ -31,6 +31,8 @@ struct Left {
         return {reinterpret_cast<const char*>(x), 4, static_cast<int64_t>(pairs) * kPairBytes, kPairBytes};
     }
     const char* row_at(int m) const { return at + m / 16 * sixteen + m % 16 * row; }
+    // From this row, a multiple of 16, and this pair of k on.
+    Left from(int m, int k = 0) const { return {row_at(m) + k * pair, row, sixteen, pair}; }
 };
 
 struct Right {

@@ -13,8 +13,8 @@ namespace leadline {
 
 const TrainingKernels* avx512_bf16_kernels() {
 #if defined(LEADLINE_AVX512)
-    static const TrainingKernels table{avx512_bf16::attention,        avx512_bf16::attention_backward, avx512_bf16::experts,
-                                       avx512_bf16::experts_backward, avx512_bf16::softmax_nll,        avx512_bf16::adamw};
+    static const TrainingKernels table{avx512_bf16::attention, avx512_bf16::attention_backward, avx512_bf16::experts,
+                                       avx512_bf16::experts_backward, avx512_bf16::softmax_nll};
     const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bf16");

@@ -44,21 +44,6 @@ struct ExpertsPass {
     uint16_t* grad_down = nullptr;
 };
 
-// One parameter of AdamW: a float32 master, its moments, the bf16 copy and its gradient.
-struct Parameter {
-    float *master = nullptr, *first = nullptr, *second = nullptr;
-    uint16_t* copy = nullptr;
-    const uint16_t* grad = nullptr;
-    int64_t size = 0;
-    float decay = 0.0f;
-};
-
-struct AdamW {
-    float lr = 0.0f, beta1 = 0.0f, beta2 = 0.0f, eps = 0.0f;
-    float correction1 = 1.0f, correction2 = 1.0f;  // 1 - beta^step
-    float clip = 1.0f;                             // what gradients are multiplied by
-};
-
 struct TrainingKernels {
     void (*attention)(const AttentionPass& pass, int threads);
     void (*attention_backward)(const AttentionPass& pass, int threads);
@@ -68,8 +53,6 @@ struct TrainingKernels {
     // scale x -log softmax(logits)[target] of each row, and its gradient (rows, columns).
     void (*softmax_nll)(const uint16_t* logits, const int64_t* targets, const float* scales, int rows, int64_t columns,
                         float* losses, uint16_t* grads, int threads);
-
-    void (*adamw)(const Parameter* parameters, int count, const AdamW& step, int threads);
 };
 
 const TrainingKernels* avx512_bf16_kernels();  // null where the machine or the build has none

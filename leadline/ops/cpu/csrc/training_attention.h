@@ -3,6 +3,7 @@
 // Shapes: L tokens of a document, K and V widths of a head. One item of work is one head of one document.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "team.h"
@@ -12,8 +13,8 @@
 namespace leadline {
 namespace LEADLINE_ISA {
 
-constexpr int kBlock = 64;        // queries, and in the backward pass keys, that are met at a time
-constexpr int kStrip = 64 * 512;  // scores of a block of queries that are held at a time
+constexpr int kQueries = 16;  // that are met with all keys before them at a time
+constexpr int kBlock = 64;    // queries, and keys, that are met at a time in the backward pass
 
 inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << (n < 0 ? 0 : n)) - 1); }
 
@@ -49,31 +50,28 @@ inline void store_row(const float* x, float factor, int width, uint16_t* out) {
 }
 
 inline void attend_document(const AttentionPass& p, const Document& d) {
-    const int length = round_up(d.length, 16);
-    int block = kStrip / length / 8 * 8;
-    block = block < 8 ? 8 : block > kBlock ? kBlock : block;
+    const int length = round_up(d.length, 16), width = p.width, values = p.values;
+    const size_t strip = static_cast<size_t>(kQueries) * static_cast<size_t>(length);
     Room& room = Room::open();
-    const size_t strip = static_cast<size_t>(block) * static_cast<size_t>(length);
-    uint16_t* keys = room.take<uint16_t>(panels_size(length, p.width / 2));
-    uint16_t* values = room.take<uint16_t>(panels_size(p.values, length / 2));
-    float* scores = room.take<float>(strip);
+    uint16_t* k_panels = room.take<uint16_t>(panels_size(length, width / 2));
+    uint16_t* v_panels = room.take<uint16_t>(panels_size(values, length / 2));
+    float *scores = room.take<float>(strip), *out = room.take<float>(kQueries * static_cast<size_t>(values));
     uint16_t* weights = room.take<uint16_t>(strip);
-    float* out = room.take<float>(static_cast<size_t>(block * p.values));
-    pack_columns([&](int t) { return p.k.row(d.start + t, d.head); }, d.length, p.width, keys);
-    pack_rows([&](int t) { return p.v.row(d.start + t, d.head); }, d.length, p.values, length / 2, values);
-    for (int first = 0; first < d.length; first += block) {
-        const int rows = d.length - first < block ? d.length - first : block, seen = round_up(first + rows, 16);
-        const Left queries = Left::rows(p.q.row(d.start + first, d.head), p.q.token);
-        product(queries, rows, Right::panels(keys, p.width / 2), seen / 16, p.width / 2, scores, length, false);
-        float sums[kBlock];
+    pack_columns([&](int t) { return p.k.row(d.start + t, d.head); }, d.length, width, k_panels);
+    pack_rows([&](int t) { return p.v.row(d.start + t, d.head); }, d.length, values, length / 2, v_panels);
+    for (int first = 0; first < d.length; first += kQueries) {
+        const int rows = std::min(kQueries, d.length - first), seen = first + kQueries;
+        const int64_t start = d.start + first;
+        product(Left::rows(p.q.row(start, d.head), p.q.token), rows, Right::panels(k_panels, width / 2), seen / 16, width / 2,
+                scores, length, false);
+        float sums[kQueries];
         for (int r = 0; r < rows; ++r) {
             float most;
             sums[r] = soften(scores + r * length, first + r + 1, seen, p.scale, weights + r * length, most);
-            p.sums[d.head * p.tokens() + d.start + first + r] = most + std::log(sums[r]);
+            p.sums[d.head * p.tokens() + start + r] = most + std::log(sums[r]);
         }
-        product(Left::rows(weights, length), rows, Right::panels(values, length / 2), p.values / 16, seen / 2, out, p.values, false);
-        for (int r = 0; r < rows; ++r)
-            store_row(out + r * p.values, 1.0f / sums[r], p.values, p.out.row(d.start + first + r, d.head));
+        product(Left::rows(weights, length), rows, Right::panels(v_panels, length / 2), values / 16, seen / 2, out, values, false);
+        for (int r = 0; r < rows; ++r) store_row(out + r * values, 1.0f / sums[r], values, p.out.row(start + r, d.head));
     }
 }
 
@@ -115,18 +113,20 @@ struct Square {
     uint16_t* grad_rows;               // (kBlock, kBlock): gradients of the scores
 };
 
-// Weights again, and the gradients of scores: w (g - sum w g), for two queries, a pair of k, at a time.
+// Weights again, and the gradients of scores: w (g - sum w g), for two queries, a pair of k, at a time; on the diagonal
+// only keys up to the last panel that the queries see.
 inline void weigh(const Square& s, const QueryBlock& b, int first_key, int keys, float scale) {
-    for (int r = 0; r < b.padded; r += 2)
-        for (int j = 0; j < keys; j += 16) {
+    for (int r = 0; r < b.padded; r += 2) {
+        const int seen = std::min(keys, round_up(b.first + r + 2 - first_key, 16));
+        for (int j = 0; j < seen; j += 16) {
             __m256i weight[2], grad[2];
             for (int i = 0; i < 2; ++i) {
                 const int row = r + i;
-                const __mmask16 seen = row < b.rows ? first_lanes(b.first + row + 1 - first_key - j) : 0;
+                const __mmask16 mask = row < b.rows ? first_lanes(b.first + row + 1 - first_key - j) : 0;
                 const Floats raw_weight = exp2(fma(load(s.scores + row * kBlock + j), set1(scale * kLog2e), set1(b.sums[row])));
-                const Floats w = {_mm512_maskz_mov_ps(seen, raw_weight.v)};
+                const Floats w = {_mm512_maskz_mov_ps(mask, raw_weight.v)};
                 const Floats raw = w * (load(s.grads + row * kBlock + j) - set1(b.dots[row])) * set1(scale);
-                const Floats g = {_mm512_maskz_mov_ps(seen, raw.v)};
+                const Floats g = {_mm512_maskz_mov_ps(mask, raw.v)};
                 weight[i] = to_bf16(w), grad[i] = to_bf16(g);
                 _mm256_storeu_si256(reinterpret_cast<__m256i*>(s.grad_rows + row * kBlock + j), grad[i]);
             }
@@ -134,55 +134,75 @@ inline void weigh(const Square& s, const QueryBlock& b, int first_key, int keys,
             _mm512_storeu_si512(s.weights + at, interleave(weight[0], weight[1]));
             _mm512_storeu_si512(s.grad_weights + at, interleave(grad[0], grad[1]));
         }
+    }
+}
+
+// What a document's head works in: panels of its keys and values, sums of their gradients.
+struct DocumentRoom {
+    uint16_t *k_rows, *k_columns, *v_columns;
+    float *grad_q, *grad_k, *grad_v;
+};
+
+// A block of queries and a block of keys: gradients added to the queries' and the keys'. On the diagonal queries go
+// sixteen at a time with the keys up to their own, and keys with the queries from their own on.
+inline void meet(const AttentionPass& p, const Document& d, const QueryBlock& b, const Square& s, const DocumentRoom& room,
+                 int first, int keys) {
+    const int width = p.width, values = p.values, length = round_up(d.length, 16);
+    const Left queries = Left::rows(p.q.row(d.start + b.first, d.head), p.q.token);
+    const Left grads = Left::rows(p.grad_out.row(d.start + b.first, d.head), p.grad_out.token);
+    const Right k = Right::panels(room.k_columns + panels_size(first, width / 2), width / 2);
+    const Right v = Right::panels(room.v_columns + panels_size(first, values / 2), values / 2);
+    const int pairs = b.padded / 2, step = first == b.first ? 16 : kBlock;
+    for (int r = 0; r < b.rows; r += step) {
+        const int rows = std::min(step, b.rows - r), seen = std::min(keys, r + step);
+        product(queries.from(r), rows, k, seen / 16, width / 2, s.scores + r * kBlock, kBlock, false);
+        product(grads.from(r), rows, v, seen / 16, values / 2, s.grads + r * kBlock, kBlock, false);
+    }
+    weigh(s, b, first, keys, p.scale);
+    for (int r = 0; r < b.rows; r += step)
+        product(Left::rows(s.grad_rows, kBlock).from(r), std::min(step, b.rows - r), Right::panels(room.k_rows, length / 2).from(first / 2),
+                width / 16, std::min(keys, r + step) / 2, room.grad_q + r * width, width, first > 0);
+    for (int j = 0; j < keys; j += step) {
+        const int some = std::min(step, keys - j), from = step == 16 ? j / 2 : 0;
+        const int64_t key = first + j;
+        product(Left::panels(s.grad_weights, pairs).from(j, from), some, Right::panels(b.q, pairs).from(from), width / 16, pairs - from,
+                room.grad_k + key * width, width, true);
+        product(Left::panels(s.weights, pairs).from(j, from), some, Right::panels(b.grad, pairs).from(from), values / 16, pairs - from,
+                room.grad_v + key * values, values, true);
+    }
 }
 
 inline void attend_document_backward(const AttentionPass& p, const Document& d) {
     const int length = round_up(d.length, 16), width = p.width, values = p.values;
-    const size_t square = static_cast<size_t>(kBlock) * kBlock, rows = static_cast<size_t>(length);
-    const size_t key_panels = panels_size(length, width / 2), value_panels = panels_size(length, values / 2);
-    Room& room = Room::open();
-    uint16_t *keys = room.take<uint16_t>(key_panels), *keys_across = room.take<uint16_t>(key_panels);
-    uint16_t* values_across = room.take<uint16_t>(value_panels);
+    const size_t square = static_cast<size_t>(kBlock) * kBlock, w = static_cast<size_t>(width), rows = static_cast<size_t>(length);
+    Room& memory = Room::open();
+    DocumentRoom room;
+    room.k_rows = memory.take<uint16_t>(rows * w), room.k_columns = memory.take<uint16_t>(rows * w);
+    room.v_columns = memory.take<uint16_t>(rows * static_cast<size_t>(values));
+    room.grad_q = memory.take<float>(kBlock * w), room.grad_k = memory.take<float>(rows * w);
+    room.grad_v = memory.take<float>(rows * static_cast<size_t>(values));
     Square s;
-    s.scores = room.take<float>(square), s.grads = room.take<float>(square);
-    s.weights = room.take<uint16_t>(square), s.grad_weights = room.take<uint16_t>(square);
-    s.grad_rows = room.take<uint16_t>(square);
+    s.scores = memory.take<float>(square), s.grads = memory.take<float>(square);
+    s.weights = memory.take<uint16_t>(square), s.grad_weights = memory.take<uint16_t>(square);
+    s.grad_rows = memory.take<uint16_t>(square);
     QueryBlock b;
-    b.q = room.take<uint16_t>(panels_size(width, kBlock / 2));
-    b.grad = room.take<uint16_t>(panels_size(values, kBlock / 2));
-    float* grad_q = room.take<float>(static_cast<size_t>(kBlock * width));
-    float *grad_k = room.take<float>(rows * static_cast<size_t>(width)), *grad_v = room.take<float>(rows * static_cast<size_t>(values));
-    std::memset(grad_k, 0, rows * static_cast<size_t>(width) * sizeof(float));
-    std::memset(grad_v, 0, rows * static_cast<size_t>(values) * sizeof(float));
+    b.q = memory.take<uint16_t>(kBlock * w), b.grad = memory.take<uint16_t>(kBlock * static_cast<size_t>(values));
+    std::fill_n(room.grad_k, rows * w, 0.0f);
+    std::fill_n(room.grad_v, rows * static_cast<size_t>(values), 0.0f);
     const auto key_at = [&](int t) { return p.k.row(d.start + t, d.head); };
-    pack_columns(key_at, d.length, width, keys_across);
-    pack_rows(key_at, d.length, width, length / 2, keys);
-    pack_columns([&](int t) { return p.v.row(d.start + t, d.head); }, d.length, values, values_across);
+    pack_rows(key_at, d.length, width, length / 2, room.k_rows);
+    pack_columns(key_at, d.length, width, room.k_columns);
+    pack_columns([&](int t) { return p.v.row(d.start + t, d.head); }, d.length, values, room.v_columns);
     for (b.first = 0; b.first < d.length; b.first += kBlock) {
-        b.rows = d.length - b.first < kBlock ? d.length - b.first : kBlock, b.padded = round_up(b.rows, 16);
+        b.rows = std::min(kBlock, d.length - b.first), b.padded = round_up(b.rows, 16);
         open_block(p, d, b);
-        const Left queries = Left::rows(p.q.row(d.start + b.first, d.head), p.q.token);
-        const Left grads = Left::rows(p.grad_out.row(d.start + b.first, d.head), p.grad_out.token);
-        for (int first = 0; first < b.first + b.rows; first += kBlock) {
-            const int some = length - first < kBlock ? length - first : kBlock;
-            const Right k_panels = Right::panels(keys_across + panels_size(first, width / 2), width / 2);
-            const Right v_panels = Right::panels(values_across + panels_size(first, values / 2), values / 2);
-            product(queries, b.rows, k_panels, some / 16, width / 2, s.scores, kBlock, false);
-            product(grads, b.rows, v_panels, some / 16, values / 2, s.grads, kBlock, false);
-            weigh(s, b, first, some, p.scale);
-            product(Left::rows(s.grad_rows, kBlock), b.rows, Right::panels(keys, length / 2).from(first / 2), width / 16, some / 2,
-                    grad_q, width, first > 0);
-            product(Left::panels(s.grad_weights, b.padded / 2), some, Right::panels(b.q, b.padded / 2), width / 16, b.padded / 2,
-                    grad_k + static_cast<int64_t>(first) * width, width, true);
-            product(Left::panels(s.weights, b.padded / 2), some, Right::panels(b.grad, b.padded / 2), values / 16, b.padded / 2,
-                    grad_v + static_cast<int64_t>(first) * values, values, true);
-        }
+        for (int first = 0; first <= b.first; first += kBlock) meet(p, d, b, s, room, first, std::min(kBlock, length - first));
         for (int r = 0; r < b.rows; ++r)
-            store_row(grad_q + r * width, 1.0f, width, p.grad_q.row(d.start + b.first + r, d.head));
+            store_row(room.grad_q + r * width, 1.0f, width, p.grad_q.row(d.start + b.first + r, d.head));
     }
-    for (int t = 0; t < d.length; ++t) {
-        store_row(grad_k + static_cast<int64_t>(t) * width, 1.0f, width, p.grad_k.row(d.start + t, d.head));
-        store_row(grad_v + static_cast<int64_t>(t) * values, 1.0f, values, p.grad_v.row(d.start + t, d.head));
+    for (int64_t t = 0; t < d.length; ++t) {
+        store_row(room.grad_k + t * width, 1.0f, width, p.grad_k.row(d.start + t, d.head));
+        store_row(room.grad_v + t * values, 1.0f, values, p.grad_v.row(d.start + t, d.head));
     }
 }
 

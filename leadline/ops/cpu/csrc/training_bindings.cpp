@@ -81,19 +81,6 @@ void softmax_nll(uintptr_t logits, uintptr_t targets, uintptr_t scales, int rows
                           at<float>(losses), at<uint16_t>(grads), threads);
 }
 
-using Moved = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, float>;
-
-void adamw(const std::vector<Moved>& moved, float lr, float beta1, float beta2, float eps, float correction1, float correction2,
-           float clip, int threads) {
-    std::vector<Parameter> parameters;
-    for (const auto& [master, first, second, copy, grad, size, decay] : moved)
-        parameters.push_back({at<float>(master), at<float>(first), at<float>(second), at<uint16_t>(copy), at<const uint16_t>(grad),
-                              size, decay});
-    nb::gil_scoped_release release;
-    kernels().adamw(parameters.data(), static_cast<int>(parameters.size()), {lr, beta1, beta2, eps, correction1, correction2, clip},
-                    threads);
-}
-
 }  // namespace
 
 void bind_training(nb::module_& m) {
@@ -101,7 +88,6 @@ void bind_training(nb::module_& m) {
     m.def("training_attention", &attention);
     m.def("training_experts", &experts);
     m.def("training_softmax_nll", &softmax_nll);
-    m.def("training_adamw", &adamw);
 }
 
 }  // namespace leadline
