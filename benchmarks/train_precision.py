@@ -3,8 +3,9 @@
     python benchmarks/train_precision.py CORPUS             # a folder that `leadline train data` built
     python benchmarks/train_precision.py CORPUS --steps 20 --output /tmp/precision
 
-The shape of `train_step.py`, batch 8 x 512, the same rows, seeds and schedule. In float32 nothing is rounded: weights,
-activations and gradients are float32 and run on PyTorch; in bf16 the masters, moments, gates, sums and the loss are.
+The shape of `train_step.py`, its batch of 8 x 512 unless `--sequences` says otherwise; the same rows, seeds and
+schedule. In float32 nothing is rounded: weights, activations and gradients are float32 and run on PyTorch; in bf16 the
+masters, moments, gates, sums and the loss are.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Curve:
 
 
 def run(dtype: str, options: argparse.Namespace) -> Curve:
-    tokens = SEQUENCES * LENGTH
+    tokens = options.sequences * LENGTH
     with tempfile.TemporaryDirectory() as out:
         config = TrainConfig(
             out=Path(out),
@@ -75,7 +76,7 @@ def run(dtype: str, options: argparse.Namespace) -> Curve:
         model = DeepseekV2(SHAPE)
         model.initialise(torch.Generator().manual_seed(0))
         batches, _ = held_out(options.corpus, "valid", LENGTH, HELD_OUT_TOKENS)
-        data = PackedCorpus(options.corpus, "train", LENGTH, SEQUENCES, config.seed)
+        data = PackedCorpus(options.corpus, "train", LENGTH, options.sequences, config.seed)
         trainer = Trainer(config, model, data, HeldOut(batches))
         losses: list[float] = []
 
@@ -107,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--sequences", type=int, default=SEQUENCES)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -115,7 +117,7 @@ def main() -> None:
     host = describe()
     curves = {dtype: run(dtype, options) for dtype in ("bfloat16", "float32")}
     kernels = "the training kernels" if training.available() else "PyTorch"
-    sizes = {"parameters": SHAPE.parameters() / 1e6, "steps": options.steps, "tokens": SEQUENCES * LENGTH}
+    sizes = {"parameters": SHAPE.parameters() / 1e6, "steps": options.steps, "tokens": options.sequences * LENGTH}
     given = {"lr": options.lr, "warmup": options.warmup, "threads": options.threads, "kernels": kernels}
     report = {"machine": host, **sizes, **given, "curves": {name: dataclasses.asdict(c) for name, c in curves.items()}}
     table = TEMPLATE.format(**host, **sizes, **given, rows="\n".join(rows(curves, options.steps)))
