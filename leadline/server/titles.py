@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ SECONDS = 30.0  # after which it is given up
 TOKENS = 16
 PRIORITY = -1  # after everyone who waits
 AT_ONCE = 2
+EACH = 3  # of one account, waiting ones included: what is free is not to be had without end
 SHORT = 4000  # characters of a conversation that is shown whole; of a longer one its beginnings
 QUESTION, ANSWER = 1000, 500
 
@@ -55,6 +57,7 @@ class Titler:
         self.kind = kind
         self.seconds = SECONDS
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._owners: Counter[int] = Counter()
         self._turn = asyncio.Semaphore(AT_ONCE)
 
     def working(self, chat_id: int) -> bool:
@@ -66,6 +69,9 @@ class Titler:
         """Find a better title than `words` for what was `said`: a question and its answer."""
         if self.kind == "words" or self.working(chat_id) or not all(wording(each).strip() for each in said):
             return
+        if self._owners[principal.owner] >= EACH:
+            return
+        self._owners[principal.owner] += 1
         self._tasks[chat_id] = asyncio.create_task(self._work(chat_id, words, said, system, principal))
 
     async def close(self) -> None:
@@ -88,6 +94,7 @@ class Titler:
             log.exception("no title")
         finally:
             del self._tasks[chat_id]
+            self._owners -= Counter([principal.owner])  # which forgets who has none
 
     async def _ask(self, said: Sequence[Mapping[str, Any]], system: str, principal: Principal) -> str:
         asked = chat_request(_shown(said), mode="chat", system=system, temperature=0.0, max_tokens=TOKENS)

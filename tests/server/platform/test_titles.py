@@ -12,7 +12,7 @@ import pytest
 
 from leadline.engine.fake import ANSWER
 from leadline.engine.types import EngineRequest
-from leadline.server.titles import PRIORITY, TOKENS, Titler, clean
+from leadline.server.titles import EACH, PRIORITY, TOKENS, Titler, clean
 from leadline.tokenizer import Tokenizer
 from tests.fixtures_server import wait_until
 from tests.server.platform.site import Site, live_site
@@ -132,6 +132,26 @@ def test_where_it_goes_wrong_the_first_words_stay(tokenizer: Tokenizer, tmp_path
         assert settled(person, asked(person, "Hello")) == "Hello"
         person.idle()
         assert len(asked_for_titles(site)) == 1
+
+
+def test_one_account_has_a_few_at_a_time(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    async def held(self: Titler, request: EngineRequest) -> tuple[str, str | None]:
+        await asyncio.to_thread(released.wait, 20)
+        return TITLE, "stop"
+
+    monkeypatch.setattr(Titler, "_answer", held)
+    with live_site(tokenizer, tmp_path, options={"titles": "model"}) as site:
+        person, other = Person(site), Person(site)
+        mine = [asked(person, "Hello") for _ in range(EACH + 2)]
+        theirs = asked(other, "Hello")
+        assert [person.get(f"/chats/{chat}")["titling"] for chat in mine] == [True] * EACH + [False] * 2
+        assert other.get(f"/chats/{theirs}")["titling"]
+        released.set()
+        assert [settled(person, chat) for chat in mine] == [TITLE] * EACH + ["Hello"] * 2
+        assert settled(other, theirs) == TITLE
+        assert settled(person, asked(person, "Hello")) == TITLE, "those that have ended do not count"
 
 
 def test_words_are_the_default_and_ask_nobody(site: Site) -> None:
