@@ -28,6 +28,9 @@ from leadline.ops.cpu.layout import Packed
 
 CACHE_TYPES = ("bfloat16", "float32", "int8", "6bit")
 
+KERNELS = 2
+"""Counts the changes of the kernels' bits, so that rows an earlier one computed are not taken for this one's."""
+
 
 class CpuModel:
     """`dtype` is what the cache is kept in when nobody says otherwise."""
@@ -103,7 +106,7 @@ class CpuModel:
             (layer, name, each.layout.format, each.layout.group)
             for (layer, name), each in self.weights.matrices.items()
         )
-        return f"kernels, recipe {hashlib.sha256(repr(formats).encode()).hexdigest()[:12]}"
+        return f"kernels {KERNELS}, recipe {hashlib.sha256(repr(formats).encode()).hexdigest()[:12]}"
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The weights as they lie in memory, for whoever tells models apart by them."""

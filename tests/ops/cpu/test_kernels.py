@@ -175,29 +175,84 @@ def attend(isa: str, q_HR: Tensor, rows_PBR: Tensor, pages: Tensor, length: int,
 
 
 @each_set
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [4, 11, 16])
 @pytest.mark.parametrize("widths", [(48, 32), (44, 36), (576, 512)])
-def test_attention_over_pages_is_its_reference(
-    isa: str, dtype: torch.dtype, heads: int, widths: tuple[int, int]
-) -> None:
+def test_attention_over_pages_is_its_reference(isa: str, heads: int, widths: tuple[int, int]) -> None:
     """Contexts that end within a block of tokens, at a segment's end and beyond it."""
     paged = Paged(((1, 1), (13, 1), (128, 1), (301, 1)), page_size=16)
-    rows = paged.rows(widths[0], dtype)
+    rows = paged.rows(widths[0], torch.float32)
     tables, contexts, starts = paged.places()
     q = normal(len(contexts), heads, widths[0], dtype=torch.float32)
-    expected = absorbed_attention.reference(q, rows.float(), tables, contexts, starts, widths[1], 0.11)
+    expected = absorbed_attention.reference(q, rows, tables, contexts, starts, widths[1], 0.11)
     for s, length in enumerate(contexts):
         actual = attend(isa, q[s], rows, tables[s], length, widths[1], 0.11)
         torch.testing.assert_close(actual, expected[s], rtol=1e-4, atol=1e-5)
 
 
-def test_attention_gives_the_same_bits_on_every_set() -> None:
+@each_set
+@pytest.mark.parametrize("heads", [4, 11, 16])
+@pytest.mark.parametrize("widths", [(48, 32), (44, 36), (576, 512)])
+def test_attention_over_bfloat16_rounds_queries_and_weights(isa: str, heads: int, widths: tuple[int, int]) -> None:
+    """A weight and the sum of the weights move by at most 2^-9 of themselves each, so a value by 2^-8 of the mean
+    magnitude."""
+    paged = Paged(((1, 1), (13, 1), (128, 1), (301, 1)), page_size=16)
+    rows = paged.rows(widths[0], torch.bfloat16)
+    tables, contexts, starts = paged.places()
+    q = normal(len(contexts), heads, widths[0], dtype=torch.float32)
+    rounded = q.bfloat16().double(), rows.double()
+    expected = absorbed_attention.reference(*rounded, tables, contexts, starts, widths[1], 0.11)
+    magnitudes = rows.double()
+    for s, length in enumerate(contexts):
+        context = magnitudes[tables[s]].flatten(0, 1)[:length]
+        weights = torch.softmax(rounded[0][s] @ context.T * 0.11, dim=-1)
+        bound = 2**-8 * (weights @ context[:, : widths[1]].abs()) + 1e-5
+        actual = attend(isa, q[s], rows, tables[s], length, widths[1], 0.11)
+        assert ((actual - expected[s]).abs() <= bound).all(), length
+
+
+def test_rounding_queries_and_weights_costs_no_more_than_rounding_the_cache() -> None:
+    """At V2-Lite's widths, against exact attention over rows that were never rounded."""
+    paged = Paged(((1000, 1),), page_size=64)
+    exact, (tables, contexts, starts) = paged.rows(576, torch.float32), paged.places()
+    q = normal(1, 16, 576, dtype=torch.float32)
+    stored = exact.bfloat16()
+    true, cached = (
+        absorbed_attention.reference(q.double(), rows.double(), tables, contexts, starts, 512, 0.05)
+        for rows in (exact, stored)
+    )
+    actual = attend(SETS[0], q[0], stored, tables[0], 1000, 512, 0.05)
+    assert (actual - true[0]).norm() < 1.6 * (cached[0] - true[0]).norm()
+
+
+WITHOUT_BF16 = ["avx512 without bf16"] if "avx512" in SETS else []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("widths", [(44, 36), (576, 512)])
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (1e-19, 1e-19), (1.0, 3e-38), (1e-38, 1.0)])
+def test_attention_gives_the_same_bits_on_every_set(
+    dtype: torch.dtype, widths: tuple[int, int], scales: tuple[float, float]
+) -> None:
+    """With VDPBF16PS and without it; also where its zero for what is below 2^-126 matters."""
     paged = Paged(((301, 1),), page_size=64)
-    rows, (tables, _, _) = paged.rows(576, torch.bfloat16), paged.places()
-    q = normal(16, 576, dtype=torch.float32)
-    first, *others = (attend(isa, q, rows, tables[0], 301, 512, 0.11) for isa in SETS)
+    rows, (tables, _, _) = (paged.rows(widths[0], torch.float32) * scales[1]).to(dtype), paged.places()
+    q = normal(11, widths[0], dtype=torch.float32) * scales[0]
+    first, *others = (attend(isa, q, rows, tables[0], 301, widths[1], 0.11) for isa in (*SETS, *WITHOUT_BF16))
     assert all(torch.equal(first, other) for other in others)
+    assert float(torch.tensor(1e-40) * 1) > 0  # the thread's own denormals are as they were
+
+
+@each_set
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_broken_query_breaks_its_own_head(isa: str, dtype: torch.dtype) -> None:
+    paged = Paged(((20, 1),), page_size=64)
+    rows, (tables, _, _) = paged.rows(48, dtype), paged.places()
+    q = normal(4, 48, dtype=torch.float32)
+    healthy = attend(isa, q, rows, tables[0], 20, 32, 0.11)
+    q[1, 3] = float("nan")
+    broken = attend(isa, q, rows, tables[0], 20, 32, 0.11)
+    assert broken[1].isnan().all()
+    assert torch.equal(broken[[0, 2, 3]], healthy[[0, 2, 3]])
 
 
 @each_set

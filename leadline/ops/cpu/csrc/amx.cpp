@@ -11,7 +11,7 @@
 #include <atomic>
 
 #include "amx.h"
-// The order matters: rows.h multiplies by what is above.
+// It multiplies by what is above.
 #include "rows.h"
 #endif
 

@@ -9,13 +9,18 @@
 
 namespace leadline {
 
-const Kernels* avx512_kernels() {
+const Kernels* avx512_kernels([[maybe_unused]] bool bf16) {
 #if defined(LEADLINE_AVX512)
-    static const Kernels table = avx512::table("avx512");
+    static const Kernels plain = avx512::table("avx512");
+    static const Kernels table = [] {
+        Kernels k = plain;
+        if (bf16_segment()) k.segment = bf16_segment();
+        return k;
+    }();
     const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
-    return here ? &table : nullptr;
+    return !here ? nullptr : bf16 ? &table : &plain;
 #else
     return nullptr;
 #endif

@@ -48,6 +48,7 @@ std::vector<std::string> instruction_sets() {
 const Kernels& kernels(const std::string& name) {
     const Kernels* found = name == "amx"      ? leadline::amx_kernels()
                            : name == "avx512" ? leadline::avx512_kernels()
+                           : name == "avx512 without bf16" ? leadline::avx512_kernels(false)  // for tests
                            : name == "avx2" ? leadline::avx2_kernels()
                            : name == "scalar" ? &leadline::scalar_kernels()
                                               : nullptr;

@@ -84,6 +84,12 @@ struct Context {
     int page_size = 0;
 };
 
+// `queries` (up to 8) rows of width `context.width`, `stride` apart, over the `visible` tokens from `first` on: each
+// query's greatest score, the sum of its weights over it, and its weighted values. `room` holds a segment's rows in
+// floats, for those that are packed.
+using Segment = void (*)(const float* q, int64_t stride, int queries, float scale, const Context& context, int64_t first,
+                         int visible, float* room, float* out, int64_t out_stride, float* most, float* sum);
+
 struct Kernels {
     const char* name;
 
@@ -108,11 +114,7 @@ struct Kernels {
     // Softmax of `experts` logits, in place.
     void (*softmax)(float* logits, int experts);
 
-    // `queries` (up to 8) rows of width `context.width`, `stride` apart, over the `visible` tokens from `first` on:
-    // each query's greatest score, the sum of its weights over it, and its weighted values. `room` holds a segment's
-    // rows in floats, for those that are packed.
-    void (*segment)(const float* q, int64_t stride, int queries, float scale, const Context& context, int64_t first,
-                    int visible, float* room, float* out, int64_t out_stride, float* most, float* sum);
+    Segment segment;
 
     // Joins a later segment's result to what earlier ones gave.
     void (*join)(float* out, float& most, float& sum, const float* next, float next_most, float next_sum, int width);
@@ -133,7 +135,9 @@ struct Kernels {
 
 const Kernels& scalar_kernels();
 const Kernels* avx2_kernels();    // null where the build has none
-const Kernels* avx512_kernels();
+// `bf16`: with VDPBF16PS where there is that; it changes no bits.
+const Kernels* avx512_kernels(bool bf16 = true);
+Segment bf16_segment();           // null without it
 const Kernels* amx_kernels();     // null too where the system does not let this process use tiles
 
 // For tests: somebody executes AMX's instructions for a processor that has none.

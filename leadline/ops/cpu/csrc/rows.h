@@ -8,20 +8,6 @@
 namespace leadline {
 namespace LEADLINE_ISA {
 
-template <class Function>
-inline void each_vector(int width, Function f) {
-    int i = 0;
-    for (; i + 16 <= width; i += 16) f(i, 16);
-    if (i < width) f(i, width - i);
-}
-inline Floats load_n(const float* p, int n) { return n == 16 ? load(p) : load_some(p, n); }
-inline void store_n(float* p, Floats a, int n) {
-    if (n == 16)
-        store(p, a);
-    else
-        store_some(p, a, n);
-}
-
 // One group to codes in [-127, 127]. The greatest magnitude is found on the bits, where NaN is greater than infinity:
 // both come out as a scale that is not finite, so that a broken number is not lost on the way.
 inline void quantise_group(const float* x, int columns, int group, int8_t* codes, float* scale, int32_t* sum) {

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(LEADLINE_AVX512) || defined(LEADLINE_AVX2)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -63,6 +63,7 @@ inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline Ints shift_left(Ints a, int n) { return {_mm512_slli_epi32(a.v, n)}; }
 inline Ints shift_right(Ints a, int n) { return {_mm512_srli_epi32(a.v, n)}; }
 inline Ints max_unsigned(Ints a, Ints b) { return {_mm512_max_epu32(a.v, b.v)}; }
+inline Ints min_unsigned(Ints a, Ints b) { return {_mm512_min_epu32(a.v, b.v)}; }
 inline Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline Ints to_ints(Floats a) { return {_mm512_cvtps_epi32(a.v)}; }  // nearest, ties to even
 inline void store_bytes(int8_t* p, Ints a) {
@@ -148,6 +149,7 @@ inline Ints operator&(Ints x, Ints y) { return {_mm256_and_si256(x.a, y.a), _mm2
 inline Ints shift_left(Ints x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
 inline Ints shift_right(Ints x, int n) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
 inline Ints max_unsigned(Ints x, Ints y) { return {_mm256_max_epu32(x.a, y.a), _mm256_max_epu32(x.b, y.b)}; }
+inline Ints min_unsigned(Ints x, Ints y) { return {_mm256_min_epu32(x.a, y.a), _mm256_min_epu32(x.b, y.b)}; }
 inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline Ints to_ints(Floats x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 inline void store_ints(int32_t* p, Ints x) {
@@ -159,10 +161,9 @@ inline void store_bytes(int8_t* p, Ints x) {
     store_ints(lanes, x);
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(lanes[i]);
 }
-inline void store_words(uint16_t* p, Ints x) {
-    int32_t lanes[16];
-    store_ints(lanes, x);
-    for (int i = 0; i < 16; ++i) p[i] = static_cast<uint16_t>(lanes[i]);
+inline void store_words(uint16_t* p, Ints x) {  // of 16 bits
+    const __m256i pairs = _mm256_packus_epi32(x.a, x.b);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(pairs, 0xd8));
 }
 
 inline Bytes load_bytes(const uint8_t* p) {
@@ -276,6 +277,9 @@ inline Ints shift_right(Ints a, int n) {
 inline Ints max_unsigned(Ints a, Ints b) {
     return lanes<Ints>([&](int i) { return static_cast<uint32_t>(a.v[i]) > static_cast<uint32_t>(b.v[i]) ? a.v[i] : b.v[i]; });
 }
+inline Ints min_unsigned(Ints a, Ints b) {
+    return lanes<Ints>([&](int i) { return static_cast<uint32_t>(a.v[i]) < static_cast<uint32_t>(b.v[i]) ? a.v[i] : b.v[i]; });
+}
 inline Floats to_floats(Ints a) { return lanes<Floats>([&](int i) { return static_cast<float>(a.v[i]); }); }
 inline Ints to_ints(Floats a) {
     return lanes<Ints>([&](int i) {
@@ -335,6 +339,31 @@ inline float sum_lanes(Floats a) {
     return x[0];
 }
 #endif
+// Sixteen sums at once, each by that tree: of acc[i][t], at out[i][t].
+#if defined(LEADLINE_AVX512)
+inline void sum_lanes(const Floats (&acc)[4][4], Floats& out) {
+    __m512 quarters[4];  // of each t: four lanes of each i
+    for (int t = 0; t < 4; ++t) {
+        __m512 halves[2];  // eight lanes of two
+        for (int i = 0; i < 2; ++i)
+            halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(acc[2 * i][t].v, acc[2 * i + 1][t].v, 0x44),
+                                      _mm512_shuffle_f32x4(acc[2 * i][t].v, acc[2 * i + 1][t].v, 0xee));
+        quarters[t] = _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
+                                    _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
+    }
+    __m512 pairs[2];
+    for (int t = 0; t < 2; ++t)
+        pairs[t] = _mm512_add_ps(_mm512_shuffle_ps(quarters[2 * t], quarters[2 * t + 1], 0x44),
+                                 _mm512_shuffle_ps(quarters[2 * t], quarters[2 * t + 1], 0xee));
+    out.v = _mm512_add_ps(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88), _mm512_shuffle_ps(pairs[0], pairs[1], 0xdd));
+}
+#else
+inline void sum_lanes(const Floats (&acc)[4][4], Floats& out) {
+    float sums[16];
+    for (int i = 0; i < 16; ++i) sums[i] = sum_lanes(acc[i / 4][i % 4]);
+    out = load(sums);
+}
+#endif
 inline float max_lanes(Floats a) {
     float x[16];
     store(x, a);
@@ -369,6 +398,20 @@ inline void store_some(float* p, Floats a, int n) {
     std::memcpy(p, x, sizeof(float) * static_cast<size_t>(n));
 }
 
+template <class Function>
+inline void each_vector(int width, Function f) {
+    int i = 0;
+    for (; i + 16 <= width; i += 16) f(i, 16);
+    if (i < width) f(i, width - i);
+}
+inline Floats load_n(const float* p, int n) { return n == 16 ? load(p) : load_some(p, n); }
+inline void store_n(float* p, Floats a, int n) {
+    if (n == 16)
+        store(p, a);
+    else
+        store_some(p, a, n);
+}
+
 // e^x in single precision, within two units in the last place: x = n ln 2 + r, a polynomial of r, times 2^n. Between
 // e^-87 and e^88; NaN stays NaN, since the instructions give back their second operand then.
 inline Floats exp(Floats x) {
@@ -385,6 +428,60 @@ inline Floats exp(Floats x) {
     p = fma(p, r * r, r + set1(1.0f));
     return p * floats(shift_left(n + set1i(127), 23));
 }
+
+// ---- products of bfloat16 ------------------------------------------------------------------------------------------
+// As VDPBF16PS has them: of a lane's two neighbours the odd one, then the even one, each by one float32 multiply-add. What
+// is below 2^-126 is zero going in and coming out, which `DenormalsAreZero` sees to where there is no such instruction.
+
+#if defined(LEADLINE_BF16)
+struct Pairs {  // two neighbours a lane
+    __m512i v;
+};
+
+inline Pairs load_pairs(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+inline Pairs set1_pair(const uint16_t* p) {
+    int32_t x;
+    std::memcpy(&x, p, 4);
+    return {_mm512_set1_epi32(x)};
+}
+// Columns of two rows as neighbours, in an order that `restore` mends.
+inline void interleave(Pairs a, Pairs b, Pairs& first, Pairs& second) {
+    first.v = _mm512_unpacklo_epi16(a.v, b.v), second.v = _mm512_unpackhi_epi16(a.v, b.v);
+}
+inline void restore(Floats& first, Floats& second) {
+    const __m512 low = _mm512_shuffle_f32x4(first.v, second.v, 0x44), high = _mm512_shuffle_f32x4(first.v, second.v, 0xee);
+    first.v = _mm512_shuffle_f32x4(low, low, 0xd8), second.v = _mm512_shuffle_f32x4(high, high, 0xd8);
+}
+inline Floats dot_pairs(Floats sum, Pairs x, Pairs y) {
+    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(x.v), reinterpret_cast<__m512bh>(y.v))};
+}
+inline void store_bf16(uint16_t* p, Floats a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
+}
+#else
+// VCVTNEPS2BF16: to nearest, ties to even; NaN stays NaN. The multiply-add, which no compiler takes for
+// nothing, makes zero of what is below 2^-126 under `DenormalsAreZero`, and NaN quiet; the bound keeps NaN from
+// becoming the other sign's zero.
+inline void store_bf16(uint16_t* p, Floats a) {
+    const Ints b = bits(fma(a, set1(1.0f), set1(-0.0f))), size = min_unsigned(b & set1i(0x7fffffff), set1i(0x7fff0000));
+    const Ints rounded = size + set1i(0x7fff) + (shift_right(size, 16) & set1i(1));
+    store_words(p, shift_right((b & set1i(INT32_MIN)) + rounded, 16));
+}
+#endif
+
+// While one lives, this thread's numbers below 2^-126 are zero.
+class DenormalsAreZero {
+#if defined(__x86_64__)
+  public:
+    DenormalsAreZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+    ~DenormalsAreZero() { _mm_setcsr(before_); }
+    DenormalsAreZero(const DenormalsAreZero&) = delete;
+    DenormalsAreZero& operator=(const DenormalsAreZero&) = delete;
+
+  private:
+    unsigned before_;
+#endif
+};
 
 }  // namespace LEADLINE_ISA
 }  // namespace leadline
