@@ -164,12 +164,12 @@ inline void values(const Number (*weights)[kSegment], const uint16_t* const* row
 inline void round_row(const float* x, int width, Number* out) {
     for (int i = 0; i < up_to_pairs(width); i += 16) {
         const int n = width - i < 16 ? width - i : 16;
-        store_bf16(out + i, n > 0 ? load_n(x + i, n) : zero());
+        store_rounded(out + i, n > 0 ? load_n(x + i, n) : zero());
     }
 }
 
 inline Floats round_weights(Floats a, Number* out) {
-    store_bf16(out, a);
+    store_rounded(out, a);
     return load_bf16(out);
 }
 #else
@@ -181,7 +181,7 @@ inline void round_row(const float* x, int width, Number* out) {
         uint16_t rounded[32];
         for (int j = 0; j < 32; j += 16) {
             const int n = width - i - j < 16 ? width - i - j : 16;
-            store_bf16(rounded + j, n > 0 ? load_n(x + i + j, n) : zero());
+            store_rounded(rounded + j, n > 0 ? load_n(x + i + j, n) : zero());
         }
         Floats even, odd;
         load_bf16_pair(rounded, even, odd);
@@ -191,7 +191,7 @@ inline void round_row(const float* x, int width, Number* out) {
 
 inline Floats round_weights(Floats a, Number* out) {
     uint16_t rounded[16];
-    store_bf16(rounded, a);
+    store_rounded(rounded, a);
     a = load_bf16(rounded);
     store(out, a);
     return a;

@@ -3,7 +3,7 @@
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define LEADLINE_AVX512
 #define LEADLINE_BF16
-#define LEADLINE_ISA avx512_bf16
+#define LEADLINE_ISA avx512_dpbf16
 #include "attention.h"
 #endif
 
@@ -11,7 +11,7 @@ namespace leadline {
 
 Segment bf16_segment() {
 #if defined(LEADLINE_BF16)
-    return __builtin_cpu_supports("avx512bf16") ? avx512_bf16::segment : nullptr;
+    return __builtin_cpu_supports("avx512bf16") ? avx512_dpbf16::segment : nullptr;
 #else
     return nullptr;
 #endif

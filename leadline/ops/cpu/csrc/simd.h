@@ -455,14 +455,14 @@ inline void restore(Floats& first, Floats& second) {
 inline Floats dot_pairs(Floats sum, Pairs x, Pairs y) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(x.v), reinterpret_cast<__m512bh>(y.v))};
 }
-inline void store_bf16(uint16_t* p, Floats a) {
+inline void store_rounded(uint16_t* p, Floats a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
 }
 #else
 // VCVTNEPS2BF16: to nearest, ties to even; NaN stays NaN. The multiply-add, which no compiler takes for
 // nothing, makes zero of what is below 2^-126 under `DenormalsAreZero`, and NaN quiet; the bound keeps NaN from
 // becoming the other sign's zero.
-inline void store_bf16(uint16_t* p, Floats a) {
+inline void store_rounded(uint16_t* p, Floats a) {
     const Ints b = bits(fma(a, set1(1.0f), set1(-0.0f))), size = min_unsigned(b & set1i(0x7fffffff), set1i(0x7fff0000));
     const Ints rounded = size + set1i(0x7fff) + (shift_right(size, 16) & set1i(1));
     store_words(p, shift_right((b & set1i(INT32_MIN)) + rounded, 16));
