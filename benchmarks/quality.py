@@ -1,10 +1,11 @@
 """What fewer bits cost: KL divergence from the original and agreement, of quantised weights and of packed latents.
 
-    python benchmarks/quality.py --text HELD-OUT.txt [--model DIR] [--tokens 51200] [--output FILE]
+    python benchmarks/quality.py --text HELD-OUT.txt --calibrate OTHER.txt [--model DIR] [--tokens 51200]
 
-The original runs in float32 over a float32 cache; every variant runs over the same text through pages, in the very form
-in which it is served: on the kernels, with their quantised activations, where those are built. Beside it attention at
-V2-Lite's width over random latents: the error of its output by the format of the cache.
+The original is computed in float32 over a float32 cache; every variant runs over the same text through pages, in the
+very form in which it is served: on the kernels, with their quantised activations, where those are built, as
+`leadline quantize --calibrate` makes it. Beside it attention at V2-Lite's width over random latents: the error of its
+output by the format of the cache.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import dataclasses
 import json
 import statistics
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,14 +27,16 @@ from torch import Tensor
 from leadline.checkpoint.load import load_model
 from leadline.checkpoint.pack import active_bits
 from leadline.checkpoint.quality import Quality, sequences_of
-from leadline.checkpoint.quantise import pack_folder
-from leadline.checkpoint.recipes import RECIPES, check_recipe
+from leadline.checkpoint.quantise import Options, quantise_folder
+from leadline.checkpoint.quantised import load_block
+from leadline.checkpoint.recipes import RECIPES, Recipe, check_recipe
 from leadline.checkpoint.regions import regions
 from leadline.engine.bind import from_regions
 from leadline.model.batch import ForwardBatch
 from leadline.model.cache import PAGE_SIZE, PagedCache, latent_format
 from leadline.model.config import V2_LITE, ModelConfig
 from leadline.model.cpu import CpuModel
+from leadline.model.packed import pack_model
 from leadline.ops.attention import absorbed_attention
 from leadline.ops.cpu import native
 
@@ -45,8 +50,8 @@ TEMPLATE = """\
 
 {cpu}; torch {torch}, leadline {leadline}, kernels: {kernels}.
 
-| weights | computed by | cache | bits a weight read | bits a latent element | KL | same likeliest token |
-|---|---|---|---:|---:|---:|---:|
+| weights | cache | bits a weight read | the same, V2-Lite | bits a latent element | KL | same likeliest token |
+|---|---|---:|---:|---:|---:|---:|
 {rows}
 
 Attention at V2-Lite's width, {context:,} random latents, 16 heads: the error of the output, relative to it.
@@ -55,16 +60,16 @@ Attention at V2-Lite's width, {context:,} random latents, 16 heads: the error of
 |---|---:|---:|---:|
 {widths}
 
-`python benchmarks/quality.py --text FILE` makes these tables.
+`python benchmarks/quality.py --text FILE --calibrate FILE` makes these tables.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
     weights: str
-    maker: str
     cache: str
     bits: float
+    lite_bits: float
     latent_bits: float
     quality: Quality
 
@@ -97,31 +102,38 @@ def latent_bits(config: ModelConfig, kind: str) -> float:
     return config.cache_bytes_per_token(kind) * 8 / config.num_hidden_layers / config.cache_row
 
 
-def variants(folder: Path, sequences: list[list[int]]) -> Iterator[Variant]:
+def variants(folder: Path, calibration: str, sequences: list[list[int]]) -> Iterator[Variant]:
     """In chunks of sequences, so that the original's logits need not all be held."""
     loaded = load_model(folder, dtype="float32", device="cpu")
     config, length = loaded.config, max(map(len, sequences))
-    plain = make_cache(config, "float32", length)
-    models: list[tuple[str, str, str, float, Any]] = [
-        ("float32", "PyTorch", kind, 32.0, loaded.model) for kind in FORMATS
-    ]
-    for name in RECIPES:
-        weights = pack_folder(folder, config, check_recipe(name))
-        bits = active_bits(regions(config, check_recipe(name)), config)
-        dequantised = load_model(folder, dtype="float32", device="cpu", quantize=name).model
-        models.append((name, "PyTorch", "float32", bits, dequantised))
-        if native.choose() is not None:
-            model = CpuModel(config, from_regions(weights), dtype=torch.bfloat16)
-            models.append((name, "kernels", "bfloat16", bits, model))
+    exact: Any = loaded.model
+    if native.choose() is not None:
+        exact = CpuModel(config, pack_model(loaded.model), dtype=torch.float32)
+    models: list[tuple[str, str, float, float, Any]] = [("exact", kind, 16.0, 16.0, exact) for kind in FORMATS]
+    for recipe in map(check_recipe, RECIPES):
+        bits, lite = (active_bits(regions(shape, recipe), shape) for shape in (config, V2_LITE))
+        models.append((recipe, "bfloat16", bits, lite, quantised(folder, recipe, calibration)))
     sums: dict[int, list[Quality]] = {}
     for start in range(0, len(sequences), 8):
         part = sequences[start : start + 8]
-        original = list(logits(loaded.model, plain, part))
-        for number, (_, _, kind, _, model) in enumerate(models):
+        original = [each.clone() for each in logits(exact, make_cache(config, "float32", length), part)]
+        for number, (_, kind, _, _, model) in enumerate(models):
             cache = make_cache(config, kind, length)
             sums.setdefault(number, []).append(quality(original, logits(model, cache, part)))
-    for number, (name, maker, kind, bits, _) in enumerate(models):
-        yield Variant(name, maker, kind, bits, latent_bits(config, kind), total(sums[number]))
+        print(f"{start + len(part)} of {len(sequences)}", file=sys.stderr, flush=True)
+    for number, (name, kind, bits, lite, _) in enumerate(models):
+        yield Variant(name, kind, bits, lite, latent_bits(config, kind), total(sums[number]))
+
+
+def quantised(folder: Path, recipe: Recipe, calibration: str) -> Any:
+    """As `leadline quantize` writes it and the engine runs it."""
+    with tempfile.TemporaryDirectory() as room:
+        made = Path(room) / recipe
+        quantise_folder(folder, made, Options(recipe, calibration=calibration, check=False, progress=True))
+        if native.choose() is None:
+            return load_model(made, dtype="float32", device="cpu").model
+        config = ModelConfig.from_folder(made)
+        return CpuModel(config, from_regions(load_block(made, config, "copy")[0]), dtype=torch.bfloat16)
 
 
 def total(parts: list[Quality]) -> Quality:
@@ -154,15 +166,16 @@ def attention_error(kind: str, rounds: int = 5) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--calibrate", type=Path, required=True)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--tokens", type=int, default=51200)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "quality.md")
     options = parser.parse_args()
     loaded = load_model(options.model, dtype="float32", device="cpu")
     sequences = sequences_of(loaded.tokenizer, options.text.read_text(encoding="utf-8"), options.tokens)
-    found = list(variants(loaded.folder, sequences))
+    found = list(variants(loaded.folder, options.calibrate.read_text(encoding="utf-8"), sequences))
     rows = [
-        f"| {v.weights} | {v.maker} | {v.cache} | {v.bits:.2f} | {v.latent_bits:.2f} | {v.quality.kl:.5f} "
+        f"| {v.weights} | {v.cache} | {v.bits:.2f} | {v.lite_bits:.2f} | {v.latent_bits:.2f} | {v.quality.kl:.5f} "
         f"| {v.quality.agreement:.2%} |"
         for v in found
     ]

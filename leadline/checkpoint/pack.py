@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from leadline.checkpoint.compensate import Moments, compensated, factor
 from leadline.checkpoint.recipes import Recipe
 from leadline.checkpoint.regions import Piece, Region, pieces, place, regions
 from leadline.checkpoint.safetensors import Entry
@@ -22,9 +23,6 @@ from leadline.ops.cpu.layout import PANEL, unpack
 
 BLOCK_ELEMENTS = 1 << 22
 """Of a matrix, quantised at a time: what it takes in float32 stays small beside the largest tensor."""
-
-Importance = Mapping[str, Tensor]
-"""By region: the mean square of each column's input, (K,), or (E, K) for a stack."""
 
 
 @dataclasses.dataclass
@@ -41,7 +39,8 @@ class Damage:
 
 
 class Packer:
-    """Puts tensors into `block` and keeps account of the damage."""
+    """Puts tensors into `block` and keeps account of the damage. Matrices whose inputs are known, by `moments`, are
+    rounded for them, others each weight by itself."""
 
     def __init__(
         self,
@@ -50,11 +49,11 @@ class Packer:
         block: Tensor,
         *,
         search: bool = True,
-        importance: Importance | None = None,
     ) -> None:
         self.config, self.block, self.search = config, block, search
         self.regions = regions(config, recipe)
-        self.importance: Importance = importance or {}
+        self.moments: Moments = {}
+        self._factor: tuple[tuple[str, int, int], Tensor] | None = None
         self.damage: dict[str, Damage] = {}
 
     def add(self, name: str, weight: Tensor) -> None:
@@ -69,20 +68,29 @@ class Packer:
             view.copy_(piece.matrix)
             return
         rows = max(BLOCK_ELEMENTS // region.layout.padded_columns // PANEL, 1) * PANEL
-        importance_K = self._importance(piece)
+        factor_KK = self._factor_of(region, piece)
         for first_row in range(0, piece.matrix.shape[0], rows):
             exact = piece.matrix[first_row : first_row + rows].float()
             layout = dataclasses.replace(region.layout, rows=exact.shape[0])
-            packed = quantise(exact, layout, importance_K, search=self.search)
+            if factor_KK is None:
+                packed = quantise(exact, layout, search=self.search)
+            else:
+                packed = compensated(exact, layout, factor_KK)
             place(self.block, region, piece, packed, first_row)
             if layout.quantised:
                 damage = self.damage.setdefault(region.name, Damage())
                 damage.weights += float(exact.square().sum(dtype=torch.float64))
                 damage.errors += float((unpack(packed) - exact).square_().sum(dtype=torch.float64))
 
-    def _importance(self, piece: Piece) -> Tensor | None:
-        found = self.importance.get(piece.region)
-        return found[piece.index] if found is not None and found.dim() == 2 else found
+    def _factor_of(self, region: Region, piece: Piece) -> Tensor | None:
+        """Gate and up, which follow each other, share one."""
+        moment = self.moments.get(region.name)
+        if moment is None or region.layout is None or not region.layout.quantised:
+            return None
+        key = region.name, piece.index, id(self.moments)
+        if self._factor is None or self._factor[0] != key:
+            self._factor = key, factor(moment(piece.index), region.layout)
+        return self._factor[1]
 
 
 def read_tensors(entries: Iterable[Entry]) -> Iterator[tuple[str, Tensor]]:

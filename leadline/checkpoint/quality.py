@@ -90,25 +90,30 @@ class Walk:
         x_TD = self.top["model.embed_tokens.weight"][tokens_T]
         self.states_TD = x_TD.to(residual_dtype(x_TD))
 
-    def load(self, index: int) -> DecoderLayer:
-        """The layer with its weights."""
+    def load(self, index: int, source: Source | None = None) -> DecoderLayer:
+        """The layer with its weights, or with those of another source."""
         with torch.device("meta"):
             layer = DecoderLayer(self.config, index)
         allocate(layer, self.dtype, torch.device("cpu"))
         prefix = f"model.layers.{index}."
         parameters = {f"{prefix}{name}": parameter for name, parameter in layer.named_parameters()}
-        fill_parameters(parameters, self.source.layer(index), self.config)
+        fill_parameters(parameters, (source or self.source).layer(index), self.config)
         return layer
 
     def step(self, layer: DecoderLayer) -> None:
         self.states_TD, _ = layer(self.states_TD, self.rope, self.batch)
 
-    def logits(self) -> Iterator[Tensor]:
-        """(rows, V) float32, a block of tokens at a time."""
+    def normed(self) -> Tensor:
+        """(T, D): what the head is multiplied by."""
         norm = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
         norm.weight = nn.Parameter(self.top["model.norm.weight"])
+        normed_TD: Tensor = norm(self.states_TD)
+        return normed_TD
+
+    def logits(self) -> Iterator[Tensor]:
+        """(rows, V) float32, a block of tokens at a time."""
         head = self.top.get("lm_head.weight", self.top["model.embed_tokens.weight"])
-        for x_RD in norm(self.states_TD).split(LOGIT_ROWS):
+        for x_RD in self.normed().split(LOGIT_ROWS):
             yield (x_RD.to(self.dtype) @ head.T).float()
 
 

@@ -9,22 +9,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from leadline.checkpoint.calibrate import measure_importance
+from leadline.checkpoint.calibrate import TOKENS, head_moments, layer_moments
 from leadline.checkpoint.folder import weight_entries
 from leadline.checkpoint.machine import check_space
-from leadline.checkpoint.pack import Damage, Importance, Packer, active_bits, bits_per_weight, read_tensors
+from leadline.checkpoint.pack import Damage, Packer, active_bits, bits_per_weight, read_tensors
 from leadline.checkpoint.plan import choose_dtype
 from leadline.checkpoint.progress import progress_bar
 from leadline.checkpoint.quality import (
     MAX_KL,
     MIN_AGREEMENT,
+    Named,
     Quality,
+    Walk,
     compare,
     folder_source,
     package_text,
@@ -93,16 +95,14 @@ def quantise_folder(folder: Path, target: Path, options: Options = Options()) ->
         check_space(target, total_bytes(wanted))
         block = create_file(new / FILE, wanted)
         dtype = getattr(torch, choose_dtype(config, "cpu"))
-        importance: Importance = {}
-        if options.calibration is not None:
-            sequences = sequences_of(tokenizer, options.calibration)
-            importance = measure_importance(config, folder_source(entries), sequences, dtype)
-        packer = Packer(config, options.recipe, block, search=options.search, importance=importance)
+        packer = Packer(config, options.recipe, block, search=options.search)
         size = sum(entry.size for entry in entries)
         with progress_bar(f"quantising {folder.name}", size, options.progress) as advance:
-            for name, weight in read_tensors(entries):
-                packer.add(name, weight)
-                advance(weight.nbytes)
+            if options.calibration is None:
+                _pack_all(packer, read_tensors(entries), advance)
+            else:
+                sequences = sequences_of(tokenizer, options.calibration, TOKENS)
+                _pack_calibrated(packer, Walk(config, folder_source(entries), sequences, dtype), advance)
         quality = None
         if options.check:
             sequences = sequences_of(tokenizer, package_text() if options.text is None else options.text)
@@ -121,10 +121,26 @@ def pack_folder(folder: Path, config: ModelConfig, recipe: Recipe, *, progress: 
     block = allocate(total_bytes(wanted))
     packer = Packer(config, recipe, block)
     with progress_bar(f"quantising {folder.name}", sum(entry.size for entry in entries), progress) as advance:
-        for name, weight in read_tensors(entries):
-            packer.add(name, weight)
-            advance(weight.nbytes)
+        _pack_all(packer, read_tensors(entries), advance)
     return views(block, wanted)
+
+
+def _pack_all(packer: Packer, tensors: Named, advance: Callable[[int], None]) -> None:
+    for name, weight in tensors:
+        packer.add(name, weight)
+        advance(weight.nbytes)
+
+
+def _pack_calibrated(packer: Packer, walk: Walk, advance: Callable[[int], None]) -> None:
+    """Layer by layer, each for what the layers before it, quantised, make of the text."""
+    changed = packed_source(views(packer.block, packer.regions), walk.config)
+    for index in range(walk.config.num_hidden_layers):
+        packer.moments = layer_moments(walk, index)
+        _pack_all(packer, walk.source.layer(index), advance)
+        with torch.inference_mode():
+            walk.step(walk.load(index, changed))
+    packer.moments = head_moments(walk)
+    _pack_all(packer, walk.source.top(), advance)
 
 
 def make_report(

@@ -36,8 +36,8 @@ from leadline.ops.cpu.memory import allocate
 
 MANIFEST = "leadline.json"
 FILE = "packed.safetensors"
-VERSION = 1
-"""Of the layout: a folder of another one is made anew."""
+VERSION = 2
+"""Of layout and recipes: a folder of another one is made anew."""
 
 ALWAYS_CHECKED_BYTES = 256 << 20
 """A file up to this size is checked at every load, a larger one when it has changed since it was checked last."""

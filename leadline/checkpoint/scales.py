@@ -2,8 +2,8 @@
 
 The largest magnitude of a group need not meet the largest code: a little less range makes every other step smaller.
 For int4 several ranges are tried, on both sides since there is one code more below zero than above; each gets the scale
-that is best for its codes by least squares, and the one with the least error is kept. With `importance`, the mean
-square of what each column is multiplied by, the error is that of the outputs.
+that is best for its codes by least squares, and the one with the least error is kept. Where it is known what columns
+are multiplied by, `leadline.checkpoint.compensate` weighs the errors by it.
 
 Invariant: codes are chosen for the scale as it is stored, in float16, and depend on their own group alone.
 
@@ -27,7 +27,7 @@ _LARGEST_SCALE = 60000.0  # of float16
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def quantise(matrix_NK: Tensor, layout: Layout, importance_K: Tensor | None = None, *, search: bool = True) -> Packed:
+def quantise(matrix_NK: Tensor, layout: Layout, *, search: bool = True) -> Packed:
     """A matrix in kernel layout; `layout` may be of more rows than the matrix has."""
     if not layout.quantised:
         return pack(matrix_NK, layout.format)
@@ -36,18 +36,24 @@ def quantise(matrix_NK: Tensor, layout: Layout, importance_K: Tensor | None = No
         codes_NK, scales_NG = quantise_symmetric(matrix_NK, BITS[layout.format], layout.group)
         return pack_codes(codes_NK, scales_NG, layout.format, layout.group, columns)
     wide_NK = _padded(matrix_NK.float(), layout.padded_columns)
-    weight_K = torch.ones(columns) if importance_K is None else importance_K.float()
-    weight_K = _padded(weight_K[None], layout.padded_columns)[0]
     rows = max(1, BLOCK_ELEMENTS // layout.padded_columns)
-    parts = [search_int4(block_NK, weight_K, layout.group) for block_NK in wide_NK.split(rows)]
+    parts = [search_int4(block_NK, layout.group) for block_NK in wide_NK.split(rows)]
     codes, scales = (torch.cat(each) for each in zip(*parts, strict=True))
     return pack_codes(codes, scales, layout.format, layout.group, columns)
 
 
-def search_int4(matrix_NK: Tensor, importance_K: Tensor, group: int) -> tuple[Tensor, Tensor]:
+def search_int4(matrix_NK: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """(codes (N, K) uint8 in [0, 15], scales (N, G) float16, which may be negative)."""
     x_NGg: Tensor = matrix_NK.unflatten(1, (-1, group))
-    w_Gg: Tensor = importance_K.unflatten(0, (-1, group)).clamp(min=_TINY)
+    scales_NG = best_scales(x_NGg, torch.ones(x_NGg.shape[1:]))
+    steps_NGg = x_NGg / _nonzero(scales_NG.float())[..., None]
+    codes_NK: Tensor = (steps_NGg.round().clamp(-8, 7) + 8).to(torch.uint8).flatten(1)
+    return codes_NK, scales_NG
+
+
+def best_scales(x_NGg: Tensor, importance_Gg: Tensor) -> Tensor:
+    """(N, G) float16: each group's best for int4, errors weighed by `importance_Gg`."""
+    w_Gg = importance_Gg.clamp(min=_TINY)
     extreme_NG1 = x_NGg.gather(-1, x_NGg.abs().argmax(-1, keepdim=True))
     wx_NGg = x_NGg * w_Gg
     best_NG = torch.full(extreme_NG1.shape[:-1], -1.0)
@@ -59,10 +65,7 @@ def search_int4(matrix_NK: Tensor, importance_K: Tensor, group: int) -> tuple[Te
         better_NG = gain_NG > best_NG
         best_NG = torch.where(better_NG, gain_NG, best_NG)
         scales_NG = torch.where(better_NG, xq_NG / qq_NG.clamp(min=_TINY), scales_NG)
-    stored_NG = scales_NG.clamp(-_LARGEST_SCALE, _LARGEST_SCALE).half()
-    steps_NGg = x_NGg / _nonzero(stored_NG.float())[..., None]
-    codes_NK: Tensor = (steps_NGg.round().clamp(-8, 7) + 8).to(torch.uint8).flatten(1)
-    return codes_NK, stored_NG
+    return scales_NG.clamp(-_LARGEST_SCALE, _LARGEST_SCALE).half()
 
 
 def _nonzero(x: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ NOISE_BYTES = 16 << 20
 DEVIATION = {"int4": 4.32, "int8": 73.3}
 """Of uniform codes: 15 and 254 steps wide."""
 
+_FLOATS = {"f32": "float32", "bf16": "bfloat16"}
+
 
 def random_regions(config: ModelConfig, recipe: Recipe, *, seed: int = 0, std: float = 0.02) -> Weights:
     """Every region of this recipe, filled."""
@@ -38,7 +40,7 @@ def _fill(region: Region, block: Tensor, noise: Tensor, generator: torch.Generat
     elif len(region.shape) == 1:
         data.view(torch.float32).fill_(1.0)
     else:
-        dtype = torch.float32 if region.layout is not None else getattr(torch, region.dtype)
+        dtype = getattr(torch, _FLOATS[region.layout.format] if region.layout is not None else region.dtype)
         scale = std if region.layout is not None else 1.0
         values = torch.randn(data.numel() // dtype.itemsize, generator=generator) * scale
         data.view(dtype).copy_(values)

@@ -36,8 +36,9 @@ def quantize(
     Args:
         model: A folder or a hub id.
         output: The new folder; it appears when it is whole.
-        recipe: int8; int4, with what makes the latents in 8 bits; mixed, with all but the routed experts in 8 bits.
-        calibrate: A text file: errors are weighed by what it makes of each column.
+        recipe: int8; int4, with the first layer and what makes the latents in 8 bits; mixed, with all but the routed
+            experts in 8 bits.
+        calibrate: A text file, like what the model will read: weights are rounded so that their errors cancel on it.
         text: A text file to measure on; leadline's own source by default.
         search: Look for the scales with the least error.
         check: Measure the result: KL divergence from the original and agreement of the likeliest token.

@@ -158,7 +158,7 @@ def other_recipe(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another version": (lambda folder: change_manifest(folder, version=99), "layout version 99, this leadline reads 1"),
+    "another version": (lambda folder: change_manifest(folder, version=99), "layout version 99, this leadline reads 2"),
     "another model": (other_model, "another model than the config.json"),
     "truncated": (truncate, "truncated"),
     "a flipped bit": (flip, "damaged: .* wrong checksum"),
@@ -211,7 +211,7 @@ def test_what_is_quantised_is_not_quantised_again(folder: Path, tmp_path: Path) 
 
 def test_other_readers_are_told_by_name(folder: Path) -> None:
     raw = json.loads((folder / "config.json").read_text())
-    assert raw["quantization_config"] == {"quant_method": "leadline", "version": 1, "recipe": "int8"}
+    assert raw["quantization_config"] == {"quant_method": "leadline", "version": 2, "recipe": "int8"}
     with pytest.raises(CheckpointError, match="quantization_config 'fp8' is not implemented"):
         ModelConfig.from_dict(raw | {"quantization_config": {"quant_method": "fp8"}})
 
