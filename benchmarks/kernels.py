@@ -18,6 +18,10 @@ from typing import Any
 
 from machine import describe
 
+from leadline.checkpoint.pack import active_bits
+from leadline.checkpoint.regions import regions
+from leadline.model.config import V2_LITE
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -65,11 +69,12 @@ def measure(row: Row) -> list[dict[str, Any]]:
 
 def table(found: dict[str, Any]) -> str:
     machine = found["machine"]
+    bits = active_bits(regions(V2_LITE, "int4"), V2_LITE)
     lines = [
         "# The CPU kernels at V2-Lite's shape",
         "",
-        "Random weights made in kernel layout; int4 is the recipe of that name (4.67 bits a weight read). Medians, in",
-        "brackets the range; the bound is measured bandwidth over the bytes really read.",
+        f"Random weights made in kernel layout; int4 is the recipe of that name ({bits:.2f} bits a weight read).",
+        "Medians, in brackets the range; the bound is measured bandwidth over the bytes really read.",
         "",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, load {machine['load']:.1f}",
         f"before the run; {machine['system']}, Python {machine['python']}, leadline {machine['leadline']}.",

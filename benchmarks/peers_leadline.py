@@ -49,7 +49,7 @@ def write_random_folder(folder: Path, layers: int = V2_LITE.num_hidden_layers) -
 
 def fill(region: Region, data: Tensor, noise: Tensor) -> None:
     if region.layout is None or not region.layout.quantised:
-        kind = region.dtype if region.layout is None else "float32"
+        kind = region.dtype if region.layout is None else {"f32": "float32", "bf16": "bfloat16"}[region.layout.format]
         values = data.view(getattr(torch, kind))
         values.fill_(1.0) if len(region.shape) == 1 else values.normal_(0.0, 0.02)
         return

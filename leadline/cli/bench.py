@@ -7,6 +7,7 @@ prefix cache is off and answers ignore EOS, so that every run does exactly the w
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import platform
 import random
@@ -25,7 +26,7 @@ from leadline.errors import InvalidRequest
 if TYPE_CHECKING:
     from leadline.engine.engine import Engine
 
-app = App(name="bench", help="Measure how fast a model runs here: decode, prefill, batch.")
+app = App(name="bench", help="Measure how fast a model runs here: decode, prefill, batch, load.")
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
@@ -147,10 +148,41 @@ def batch(
     _print(engine, results, json_output)
 
 
+@app.command
+def load(
+    *,
+    subject: Subject = EMBEDDED,
+    placements: tuple[Literal["map", "copy"], ...] = ("map", "copy"),
+    tokens: int = 32,
+    runs: int = 3,
+    json_output: Json = False,
+) -> None:
+    """Seconds from a folder to an engine that is ready, imports left out; and how fast it then decodes.
+
+    Placements take turns. Counted are finding and planning, the tokenizer, the weights, binding them and a first pass;
+    not the first load of all, which reads the file from the disk and may check its sums.
+
+    Args:
+        placements: How a quantised folder's weights are placed: mapped from the file, or copied into memory of their
+            own. Repeat the option for several.
+        tokens: Tokens to decode after each load.
+        runs: Runs to take the median of.
+        json_output: Print one JSON object.
+    """
+    if subject.shape is not None:
+        raise InvalidRequest("--shape has no folder to load: give --model a quantised folder", param="shape")
+    where = _load(subject, placements[0], tokens)[2]
+    found: dict[str, list[tuple[float, float]]] = {placement: [] for placement in placements}
+    for _ in range(max(runs, 1)):
+        for placement in placements:
+            found[placement].append(_load(subject, placement, tokens)[:2])
+    _print_loads(where, found, json_output)
+
+
 # ---- measuring ---------------------------------------------------------------------------------------------------
 
 
-def _engine(subject: Subject, max_num_seqs: int) -> Engine:
+def _engine(subject: Subject, max_num_seqs: int, placement: Literal["auto", "map", "copy"] = "auto") -> Engine:
     if subject.shape is not None:
         from leadline.engine.synthetic import synthetic_engine
 
@@ -161,8 +193,21 @@ def _engine(subject: Subject, max_num_seqs: int) -> Engine:
     from leadline.engine.load import load_engine
 
     options: dict[str, Any] = {"dtype": subject.dtype, "device": subject.device, "max_num_seqs": max_num_seqs}
-    options |= {"quantize": subject.quantize, "isa": subject.isa}
+    options |= {"quantize": subject.quantize, "isa": subject.isa, "placement": placement}
     return load_engine(subject.model, enable_prefix_caching=False, **options).engine
+
+
+def _load(subject: Subject, placement: Literal["map", "copy"], tokens: int) -> tuple[float, float, dict[str, Any]]:
+    """Seconds to an engine that is ready, its tokens a second, and what it ran on; the engine is gone afterwards."""
+    start = time.perf_counter()
+    engine = _engine(subject, 1, placement)
+    seconds = time.perf_counter() - start
+    where = _where(engine)
+    _decode(engine, 1, 16, tokens)  # where weights are mapped, every page's first reading
+    rate = _decode(engine, 1, 16, tokens)[0]
+    del engine
+    gc.collect()
+    return seconds, rate, where
 
 
 def _add(engine: Engine, count: int, length: int, tokens: int) -> None:
@@ -251,6 +296,23 @@ def _print(engine: Engine, results: list[Result], json_output: bool) -> None:
             f"; bound {result.bound:,.1f}, {result.tokens_per_second / result.bound:.0%} of it" if result.bound else ""
         )
         print(f"{result.what:<20} {result.tokens_per_second:>10,.1f} tokens/s   ({spread}{share})")
+
+
+def _print_loads(where: dict[str, Any], found: dict[str, list[tuple[float, float]]], json_output: bool) -> None:
+    if json_output:
+        rows = {
+            placement: [{"seconds": seconds, "tokens_per_second": rate} for seconds, rate in runs]
+            for placement, runs in found.items()
+        }
+        print(json.dumps({**where, "results": rows}, indent=2))
+        return
+    print(", ".join(f"{key} {value}" for key, value in where.items()), file=sys.stderr)
+    for placement, runs in found.items():
+        seconds, rates = zip(*runs, strict=True)
+        print(
+            f"load, {placement:<5} {statistics.median(seconds):>8.2f} s ({min(seconds):.2f} to {max(seconds):.2f} in "
+            f"{len(runs)} runs), then {statistics.median(rates):,.1f} tokens/s"
+        )
 
 
 def _where(engine: Engine) -> dict[str, Any]:

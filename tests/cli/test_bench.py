@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from leadline.checkpoint.quantise import Options, quantise_folder
 from leadline.cli import run
 from leadline.ops.cpu import native
 
@@ -30,6 +31,22 @@ def test_decode_as_a_table(tiny_lite_folder: Path, capsys: pytest.CaptureFixture
     assert len(out) == 2
     assert "decode after 70" in out[1]
     assert "tokens/s" in out[1]
+
+
+def test_loading_takes_turns(tiny_lite_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quantise_folder(tiny_lite_folder, tmp_path / "int8", Options("int8", check=False))
+    common = ["bench", "load", "--model", str(tmp_path / "int8"), "--runs", "2", "--tokens", "3"]
+    assert run([*common, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(placement, len(runs)) for placement, runs in shown["results"].items()] == [("map", 2), ("copy", 2)]
+    assert all(
+        run["seconds"] > 0 and run["tokens_per_second"] > 0 for runs in shown["results"].values() for run in runs
+    )
+    assert run([*common, "--placements", "copy"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("load, copy")
+    assert run(["bench", "load", "--shape", "small"]) == 2
+    assert "no folder to load" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_one_line(tiny_lite_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
