@@ -2,7 +2,7 @@
 
 from leadline.ops.cpu import native, training
 
-NEED_KERNELS = ["test_cases.py", "test_company.py", "test_kernels.py", "test_memory.py", "test_model.py"]
+NEED_KERNELS = ["test_cases.py", "test_company.py", "test_footprint.py", "test_kernels.py", "test_model.py"]
 NEED_KERNELS += ["test_v2_lite.py"]
 collect_ignore = [] if native.extension() else NEED_KERNELS
 

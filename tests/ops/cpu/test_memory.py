@@ -1,74 +1,42 @@
-"""What an engine over a quantised folder takes: weights, cache, and buffers that do not grow with the weights.
-
-The bound that is told is a tenth over weights and cache; at V2-Lite's size these buffers are less than a hundredth.
-"""
+"""Memory for weights: on cache lines, zero, private and asked for in huge pages."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-from leadline.checkpoint.quantise import Options, Report, quantise_folder, write_folder
-from leadline.checkpoint.quantised import FILE, checksums, create_file
-from leadline.checkpoint.regions import regions
-from leadline.model.config import V2_LITE, ModelConfig
+from leadline.ops.cpu.memory import HUGE, allocate
 
-PROGRAM = """
-import json, re, sys
-from pathlib import Path
-from leadline.engine.load import load_engine
-from leadline.engine.types import EngineRequest, SamplingParams
-
-def resident():  # kB of this process's own: pages of a mapped file can be dropped
-    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-
-def run(folder, length):
-    engine = load_engine(folder, placement=sys.argv[3], max_num_seqs=1, max_model_len=length + 8).engine
-    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
-    engine.add(EngineRequest("one", tuple(range(2, length + 2)), params))
-    while engine.has_work:
-        engine.step()
-    return engine
-
-small = run(sys.argv[1], 20)  # what is imported and set up once
-before = resident()
-large = run(sys.argv[2], 200)
-cache = large.model_runner.cache.storage.nbytes
-print(json.dumps({"taken": resident() - before, "cache": cache}))
-"""
-
-BUFFERS = 64 << 20
-"""Bytes: a pass of 200 tokens and its attention in segments, tokenizer, threads."""
-
-WIDE = dataclasses.replace(V2_LITE, num_hidden_layers=3, n_routed_experts=16, intermediate_size=2816)
+SMAPS = Path("/proc/self/smaps")
 
 
-@pytest.fixture(scope="module")
-def wide_folder(tiny_lite_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three layers of V2-Lite's width in int4, every code and scale zero."""
-    folder = tmp_path_factory.mktemp("memory") / "wide"
-    folder.mkdir()
-    vocabulary = ModelConfig.from_folder(tiny_lite_folder).vocab_size
-    config = dataclasses.replace(WIDE, vocab_size=vocabulary)
-    found = regions(config, "int4")
-    block = create_file(folder / FILE, found)
-    report = Report("int4", len(block), 0.0, 0.0, {})
-    write_folder(tiny_lite_folder, folder, config, report, checksums(block, found))
-    return folder
+def mapping_flags(block: Tensor) -> set[str]:
+    """The kernel's two-letter flags (proc(5), VmFlags) of the mapping that `block` begins in."""
+    inside = False
+    for line in SMAPS.read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            start, end = (int(each, 16) for each in first.split("-"))
+            inside = start <= block.data_ptr() < end
+        elif inside and first == "VmFlags:":
+            return set(line.split()[1:])
+    raise AssertionError("no mapping holds the block")
 
 
-@pytest.mark.parametrize("placement", ["copy", "map"])
-def test_an_engine_takes_weights_and_cache_and_little_more(
-    placement: str, wide_folder: Path, tiny_lite_folder: Path, tmp_path: Path
-) -> None:
-    quantise_folder(tiny_lite_folder, tmp_path / "small", Options("int4", check=False))
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "small"), str(wide_folder), placement]
-    shown = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    weights = (wide_folder / FILE).stat().st_size
-    own = weights + shown["cache"] if placement == "copy" else shown["cache"]
-    assert own < shown["taken"] < 1.01 * own + BUFFERS
+@pytest.mark.parametrize("nbytes", [1, 100, HUGE - 1, HUGE, 3 * HUGE + 5])
+def test_blocks_lie_on_cache_lines_and_are_zero(nbytes: int) -> None:
+    block = allocate(nbytes)
+    assert block.numel() == nbytes
+    assert block.data_ptr() % 64 == 0
+    assert not block.any()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not SMAPS.exists(), reason="reads Linux' list of mappings")
+def test_large_blocks_ask_for_huge_pages_and_are_not_shared() -> None:
+    """Shared anonymous memory never gets huge pages where shmem's are off, which is the kernel's default."""
+    flags = mapping_flags(allocate(4 * HUGE))
+    assert "hg" in flags
+    assert "sh" not in flags
