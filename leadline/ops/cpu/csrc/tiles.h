@@ -50,57 +50,72 @@ inline Floats bf16_product(Floats sum, __m512i a, __m512i b) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b))};
 }
 
-template <int MR, int NP>
+template <int MR, int NP, bool ADD>
 inline void product_tile(const char* a, int64_t row, int64_t pair, const char* b, int64_t panel, int pairs, float* c,
-                         int64_t stride, bool add) {
+                         int64_t stride) {
     Floats sum[MR][NP];
+#pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
-        for (int p = 0; p < NP; ++p) sum[m][p] = add ? load(c + m * stride + p * 16) : zero();
+#pragma GCC unroll 3
+        for (int p = 0; p < NP; ++p) sum[m][p] = zero();
     constexpr int kBases = (MR + 2) / 3;  // three rows from each: what an address can express
     const char* base[kBases];
     for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * row;
     for (int k = 0; k < pairs; ++k) {
         __m512i right[NP];
+#pragma GCC unroll 3
         for (int p = 0; p < NP; ++p) right[p] = _mm512_loadu_si512(b + p * panel);
+#pragma GCC unroll 8
         for (int m = 0; m < MR; ++m) {
             int32_t both;
             std::memcpy(&both, base[m / 3] + m % 3 * row, 4);
             const __m512i left = _mm512_set1_epi32(both);
+#pragma GCC unroll 3
             for (int p = 0; p < NP; ++p) sum[m][p] = bf16_product(sum[m][p], left, right[p]);
         }
         for (int i = 0; i < kBases; ++i) base[i] += pair;
         b += kPairBytes;
     }
+#pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
-        for (int p = 0; p < NP; ++p) store(c + m * stride + p * 16, sum[m][p]);
+#pragma GCC unroll 3
+        for (int p = 0; p < NP; ++p) {
+            float* to = c + m * stride + p * 16;
+            store(to, ADD ? load(to) + sum[m][p] : sum[m][p]);
+        }
 }
 
-template <int NP>
-inline void product_rows(const Left& a, int rows, const char* b, int64_t panel, int pairs, float* c, int64_t stride, bool add) {
+template <int NP, bool ADD>
+inline void product_rows(const Left& a, int rows, const char* b, int64_t panel, int pairs, float* c, int64_t stride) {
     int m = 0;
     for (; m + 8 <= rows; m += 8)
-        product_tile<8, NP>(a.row_at(m), a.row, a.pair, b, panel, pairs, c + m * stride, stride, add);
+        product_tile<8, NP, ADD>(a.row_at(m), a.row, a.pair, b, panel, pairs, c + m * stride, stride);
     for (; m + 2 <= rows; m += 2)
-        product_tile<2, NP>(a.row_at(m), a.row, a.pair, b, panel, pairs, c + m * stride, stride, add);
-    if (m < rows) product_tile<1, NP>(a.row_at(m), a.row, a.pair, b, panel, pairs, c + m * stride, stride, add);
+        product_tile<2, NP, ADD>(a.row_at(m), a.row, a.pair, b, panel, pairs, c + m * stride, stride);
+    if (m < rows) product_tile<1, NP, ADD>(a.row_at(m), a.row, a.pair, b, panel, pairs, c + m * stride, stride);
 }
 
-// c (rows, 16 panels) = or += A B, over `pairs` pairs of k.
-inline void product(const Left& a, int rows, const Right& b, int panels, int pairs, float* c, int64_t stride, bool add) {
+template <bool ADD>
+inline void product_panels(const Left& a, int rows, const Right& b, int panels, int pairs, float* c, int64_t stride) {
     for (int p = 0; p < panels;) {
         const char* right = b.at + p * b.panel;
         const int left = panels - p;
         if (left == 3 || left > 4) {
-            product_rows<3>(a, rows, right, b.panel, pairs, c + p * 16, stride, add);
+            product_rows<3, ADD>(a, rows, right, b.panel, pairs, c + p * 16, stride);
             p += 3;
         } else if (left >= 2) {
-            product_rows<2>(a, rows, right, b.panel, pairs, c + p * 16, stride, add);
+            product_rows<2, ADD>(a, rows, right, b.panel, pairs, c + p * 16, stride);
             p += 2;
         } else {
-            product_rows<1>(a, rows, right, b.panel, pairs, c + p * 16, stride, add);
+            product_rows<1, ADD>(a, rows, right, b.panel, pairs, c + p * 16, stride);
             p += 1;
         }
     }
+}
+
+// c (rows, 16 panels) = or += A B, over `pairs` pairs of k.
+inline void product(const Left& a, int rows, const Right& b, int panels, int pairs, float* c, int64_t stride, bool add) {
+    (add ? product_panels<true> : product_panels<false>)(a, rows, b, panels, pairs, c, stride);
 }
 
 inline __m512i interleave(__m256i even, __m256i odd) {
