@@ -1,4 +1,4 @@
-"""The compiled kernels of a training pass in bf16: attention within documents, the routed experts, cross-entropy.
+"""The compiled kernels of a training pass in bf16: attention within documents, experts, RMSNorm, cross-entropy.
 
 Opt-in, by the trainer: on a machine with AVX-512-BF16, where the extension was built, they register on their ops;
 elsewhere PyTorch goes on doing the same, more slowly. Sums are float32, what lies in memory is bf16. The threads are
@@ -20,6 +20,7 @@ from leadline.ops.attention import expanded_attention
 from leadline.ops.cpu import native
 from leadline.ops.dispatch import OPS
 from leadline.ops.experts import routed_experts
+from leadline.ops.norm import rms_norm
 
 NAME = "avx512_bf16"
 ISAS = ("amx", "avx512")
@@ -39,6 +40,7 @@ def enable() -> bool:
     if all(kernel.name != NAME for kernel in routed_experts.kernels):
         expanded_attention.kernel(NAME, when=_fits_attention)(attention)
         routed_experts.kernel(NAME, when=_fits_experts)(experts)
+        rms_norm.kernel(NAME, when=_fits_norm)(norm)
         if "softmax_nll" in OPS:  # the trainer's, registered by the package above
             OPS["softmax_nll"].kernel(NAME, when=_fits_nll)(softmax_nll)
     return True
@@ -144,6 +146,44 @@ def _run_experts(
 def experts(x_TD: Tensor, ids_TS: Tensor, gates_TS: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
     """The routed experts' part of eq. 20, (T, D), differentiable."""
     out_TD: Tensor = _Experts.apply(x_TD, ids_TS, gates_TS, gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call]
+    return out_TD
+
+
+# ---- norm --------------------------------------------------------------------------------------------------------
+
+
+def _fits_norm(x: Tensor, weight: Tensor, eps: float) -> bool:
+    return torch.is_grad_enabled() and x.dim() == 2 and len(x) > 1 and _in_lanes(x, weight)
+
+
+class _Norm(torch.autograd.Function):
+    """Keeps 1 / rms of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        out_TD, scales_T = x_TD.new_empty(x_TD.shape), x_TD.new_empty(len(x_TD), dtype=torch.float32)
+        ctx.sizes = (*x_TD.shape, x_TD.stride(0), eps)
+        _run_norm(ctx.sizes, x_TD, weight_D, scales_T, out_TD)
+        ctx.save_for_backward(x_TD, weight_D, scales_T)
+        return out_TD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_TD, weight_D, scales_T = ctx.saved_tensors
+        x_grad_TD, stretches = x_TD.new_empty(x_TD.shape), -(-len(x_TD) // _kernels().NORM_ROWS)
+        weight_grads_SD = scales_T.new_empty(stretches, len(weight_D))
+        _run_norm(ctx.sizes, x_TD, weight_D, scales_T, grads[0].contiguous(), x_grad_TD, weight_grads_SD)
+        return x_grad_TD, weight_grads_SD.sum(0).to(weight_D.dtype), None
+
+
+def _run_norm(sizes: tuple[Any, ...], *tensors: Tensor) -> None:
+    """Forward, or with gradients backward."""
+    _kernels().training_norm(*sizes, [x.data_ptr() for x in tensors], torch.get_num_threads())
+
+
+def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm, rounded where the reference rounds, differentiable."""
+    out_TD: Tensor = _Norm.apply(x_TD, weight_D, eps)  # type: ignore[no-untyped-call]
     return out_TD
 
 

@@ -13,6 +13,7 @@ from leadline.ops.attention import expanded_attention
 from leadline.ops.cpu import training
 from leadline.ops.dispatch import OPS, Op
 from leadline.ops.experts import routed_experts
+from leadline.ops.norm import rms_norm
 from leadline.train.loss import softmax_nll
 from tests.ops.cases import normal
 from tests.ops.compare import TOLERANCE, difference
@@ -72,6 +73,16 @@ def logits(tokens: int, columns: int) -> Callable[[], tuple[Any, ...]]:
     return make
 
 
+def normed(tokens: int, width: int) -> Callable[[], tuple[Any, ...]]:
+    """The rows are a part of wider ones, as the model's latents are."""
+
+    def make() -> tuple[Any, ...]:
+        x = normal(tokens, width + 16, dtype=BF16)[:, :width]
+        return x, normal(width, seed=1, dtype=BF16), 1e-6
+
+    return make
+
+
 BY_HEADS, BY_EXPERTS = (0, 1, 2), (0, 2, 3, 4)
 CASES: dict[str, Case] = {
     "one token": (expanded_attention, training.attention, documents(1), BY_HEADS),
@@ -84,6 +95,8 @@ CASES: dict[str, Case] = {
     "one expert for all": (routed_experts, training.experts, pairs(torch.zeros(600, 1).long(), 2), BY_EXPERTS),
     "all dropped": (routed_experts, training.experts, pairs(torch.full((9, 2), 4), 4), BY_EXPERTS),
     "five panels": (routed_experts, training.experts, pairs(choices(65, 2, 4), 4, 80, 16), BY_EXPERTS),
+    "norm": (rms_norm, training.norm, normed(300, 64), (0, 1)),
+    "norm of a stretch and one row": (rms_norm, training.norm, normed(257, 48), (0, 1)),
     "logits": (softmax_nll, training.softmax_nll, logits(50, 160), ()),
     "one row": (softmax_nll, training.softmax_nll, logits(1, 16), ()),
 }
@@ -113,7 +126,7 @@ def test_a_training_kernel_is_as_close_as_its_reference_in_bf16(name: str) -> No
         assert (a.double() - e).norm() / norm <= 1.7 * (r.double() - e).norm() / norm + 2e-3
 
 
-@pytest.mark.parametrize("name", ["ragged documents", "dropped pairs", "logits"])
+@pytest.mark.parametrize("name", ["ragged documents", "dropped pairs", "norm", "logits"])
 def test_threads_change_no_bit(name: str) -> None:
     _, kernel, make, by = CASES[name]
     before = torch.get_num_threads()
@@ -152,7 +165,7 @@ def test_what_the_kernels_cannot_do_goes_elsewhere() -> None:
 def test_enabling_twice_registers_once() -> None:
     assert training.enable()
     assert training.enable()
-    for each in (expanded_attention, routed_experts, softmax_nll):
+    for each in (expanded_attention, routed_experts, rms_norm, softmax_nll):
         assert [kernel.name for kernel in each.kernels].count(training.NAME) == 1
 
 

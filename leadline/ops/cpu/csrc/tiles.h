@@ -125,6 +125,12 @@ inline __m256i load_words(const uint16_t* p) { return _mm256_loadu_si256(reinter
 inline __m256i to_bf16(Floats x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v)); }
 inline void store_bf16(uint16_t* p, Floats x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
 
+inline float dot(const uint16_t* x, const uint16_t* y, int width) {
+    Floats sum = zero();
+    for (int j = 0; j < width; j += 16) sum = fma(load_bf16(x + j), load_bf16(y + j), sum);
+    return sum_lanes(sum);
+}
+
 // 2^x within 3e-6 of itself, far finer than what is stored; 0 far below, NaN stays NaN.
 inline Floats exp2(Floats x) {
     const Floats n = {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}, r = x - n;

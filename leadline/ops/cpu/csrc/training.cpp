@@ -6,6 +6,7 @@
 #define LEADLINE_ISA avx512_bf16
 #include "training_attention.h"
 #include "training_experts.h"
+#include "training_norm.h"
 #include "training_rows.h"
 #endif
 
@@ -14,7 +15,8 @@ namespace leadline {
 const TrainingKernels* avx512_bf16_kernels() {
 #if defined(LEADLINE_AVX512)
     static const TrainingKernels table{avx512_bf16::attention, avx512_bf16::attention_backward, avx512_bf16::experts,
-                                       avx512_bf16::experts_backward, avx512_bf16::softmax_nll};
+                                       avx512_bf16::experts_backward, avx512_bf16::norm, avx512_bf16::norm_backward,
+                                       avx512_bf16::softmax_nll};
     const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bf16");

@@ -44,11 +44,27 @@ struct ExpertsPass {
     uint16_t* grad_down = nullptr;
 };
 
+constexpr int kNormRows = 256;  // of a stretch whose part of the weight's gradient is summed by itself
+
+// RMSNorm of rows that lie `stride` elements apart.
+struct NormPass {
+    const uint16_t *x = nullptr, *weight = nullptr, *grad_out = nullptr;
+    int64_t stride = 0;
+    int rows = 0, width = 0;
+    float eps = 0.0f;
+    float* scales = nullptr;        // (rows,): 1 / rms, kept for the backward pass
+    uint16_t *out = nullptr, *grad_x = nullptr;
+    float* grad_weights = nullptr;  // (stretches, width)
+};
+
 struct TrainingKernels {
     void (*attention)(const AttentionPass& pass, int threads);
     void (*attention_backward)(const AttentionPass& pass, int threads);
     void (*experts)(const ExpertsPass& pass, int threads);
     void (*experts_backward)(const ExpertsPass& pass, int threads);
+
+    void (*norm)(const NormPass& pass, int threads);
+    void (*norm_backward)(const NormPass& pass, int threads);
 
     // scale x -log softmax(logits)[target] of each row, and its gradient (rows, columns).
     void (*softmax_nll)(const uint16_t* logits, const int64_t* targets, const float* scales, int rows, int64_t columns,

@@ -89,12 +89,6 @@ struct QueryBlock {
     float sums[kBlock], dots[kBlock];  // less the logarithms of the sums of weights, to base 2; output . its gradient
 };
 
-inline float dot(const uint16_t* x, const uint16_t* y, int width) {
-    Floats sum = zero();
-    for (int j = 0; j < width; j += 16) sum = fma(load_bf16(x + j), load_bf16(y + j), sum);
-    return sum_lanes(sum);
-}
-
 inline void open_block(const AttentionPass& p, const Document& d, QueryBlock& b) {
     const int64_t start = d.start + b.first;
     pack_rows([&](int t) { return p.q.row(start + t, d.head); }, b.rows, p.width, b.padded / 2, b.q);

@@ -74,6 +74,21 @@ void experts(const std::vector<int>& sizes, uintptr_t ids, uintptr_t gates, uint
     (backward ? kernels().experts_backward : kernels().experts)(pass, threads);
 }
 
+// x, weight, scales; then out, or grad_out, grad_x, grad_weights.
+void norm(int rows, int width, int64_t stride, float eps, const std::vector<uintptr_t>& of, int threads) {
+    NormPass pass;
+    pass.rows = rows, pass.width = width, pass.stride = stride, pass.eps = eps;
+    pass.x = at<const uint16_t>(of.at(0)), pass.weight = at<const uint16_t>(of.at(1)), pass.scales = at<float>(of.at(2));
+    const bool backward = of.size() > 4;
+    if (backward) {
+        pass.grad_out = at<const uint16_t>(of.at(3)), pass.grad_x = at<uint16_t>(of.at(4)), pass.grad_weights = at<float>(of.at(5));
+    } else {
+        pass.out = at<uint16_t>(of.at(3));
+    }
+    nb::gil_scoped_release release;
+    (backward ? kernels().norm_backward : kernels().norm)(pass, threads);
+}
+
 void softmax_nll(uintptr_t logits, uintptr_t targets, uintptr_t scales, int rows, int64_t columns, uintptr_t losses,
                  uintptr_t grads, int threads) {
     nb::gil_scoped_release release;
@@ -87,6 +102,8 @@ void bind_training(nb::module_& m) {
     m.def("trains", [] { return avx512_bf16_kernels() != nullptr; });
     m.def("training_attention", &attention);
     m.def("training_experts", &experts);
+    m.attr("NORM_ROWS") = kNormRows;
+    m.def("training_norm", &norm);
     m.def("training_softmax_nll", &softmax_nll);
 }
 
