@@ -29,8 +29,8 @@ LANES = 16
 
 def available() -> bool:
     """Whether this machine and this build have the kernels, and `LEADLINE_ISA` allows them."""
-    trains = getattr(native.extension(), "trains", None)  # missing in an extension from before
-    return trains is not None and native.choose() in ISAS and bool(trains())
+    here = getattr(native.extension(), "training_kernels", None)  # missing in an extension from before
+    return here is not None and native.choose() in ISAS and bool(here())
 
 
 def enable() -> bool:

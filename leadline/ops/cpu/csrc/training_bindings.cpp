@@ -99,7 +99,7 @@ void softmax_nll(uintptr_t logits, uintptr_t targets, uintptr_t scales, int rows
 }  // namespace
 
 void bind_training(nb::module_& m) {
-    m.def("trains", [] { return avx512_bf16_kernels() != nullptr; });
+    m.def("training_kernels", [] { return avx512_bf16_kernels() != nullptr; });
     m.def("training_attention", &attention);
     m.def("training_experts", &experts);
     m.attr("NORM_ROWS") = kNormRows;
