@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ T = TypeVar("T")
 log = logging.getLogger("leadline.server.billing")
 
 PERSIST_SECONDS = 0.25  # with a write's own time on top, well under a second behind delivery
+BEHIND_SECONDS = 1.0  # where writing takes longer than that, answers wait for it
 SWEEP_SECONDS = 5.0
 MOST_SETTLED = 200  # in one transaction
 LOW_WATER = 64  # covered tokens left when a hold is extended
@@ -63,6 +65,7 @@ class HoldMeter:
         if self._extending is not None and (self._extending.done() or completion_tokens > self._hold.covered):
             extending, self._extending = self._extending, None
             await asyncio.shield(extending)
+        await self.meters.written_down()
         return completion_tokens <= self._hold.covered
 
     def _wants_more(self, completion_tokens: int) -> bool:
@@ -108,6 +111,10 @@ class Meters:
         self.live: dict[str, HoldMeter] = {}
         self.settled = 0  # nano-units that this process has billed
         self._written: dict[str, tuple[Usage, float]] = {}
+        self._snapshot = (
+            math.inf
+        )  # the loop's time of the last counts that were written down; infinite while nobody does
+        self._progress = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: list[tuple[Settlement, asyncio.Future[None]]] = []
         self._writing = False
@@ -169,19 +176,34 @@ class Meters:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
         """Persist and sweep meanwhile; at the end, wait for the settlements that are on their way."""
+        self._tell(asyncio.get_running_loop().time())
         async with every(PERSIST_SECONDS, self.persist), every(SWEEP_SECONDS, self.sweep):
             try:
                 yield
             finally:
+                self._tell(math.inf)
                 await self.drain()
+
+    async def written_down(self) -> None:
+        """Wait while the last counts that were written down are older than a second: no more than that is ever lost."""
+        loop = asyncio.get_running_loop()
+        while loop.time() - self._snapshot > BEHIND_SECONDS:
+            await self._progress.wait()
+
+    def _tell(self, snapshot: float) -> None:
+        self._snapshot = snapshot
+        self._progress.set()
+        self._progress = asyncio.Event()
 
     async def persist(self) -> None:
         """Write down what has changed, and of the rest what would soon lose its lease."""
-        now = self.billing.clock()
+        now, snapshot = self.billing.clock(), asyncio.get_running_loop().time()
         self._written = {request_id: seen for request_id, seen in self._written.items() if request_id in self.live}
         counts = {request_id: meter.usage for request_id, meter in self.live.items() if self._due(meter, now)}
         await self.billing.persist(counts)
         self._written |= {request_id: (usage, now) for request_id, usage in counts.items()}
+        if self._snapshot < math.inf:
+            self._tell(snapshot)
 
     async def sweep(self) -> None:
         """Settle for the dead and empty what has expired."""

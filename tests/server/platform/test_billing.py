@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from leadline.server import ledger
 from leadline.server.billing import HOLD_TOKENS, LEASE_SECONDS, Hold, set_price
 from leadline.server.db import Database, api_keys, buckets, file_url, holds, usage
 from leadline.server.db import ledger as entries
-from leadline.server.meter import Meters
+from leadline.server.meter import BEHIND_SECONDS, PERSIST_SECONDS, Meters
 from leadline.server.money import format_money, format_price, parse_money, parse_price
 from tests.server.platform.books import HIT, MISS, MODEL, OUTPUT, Books, order, with_books
 
@@ -313,6 +314,40 @@ async def test_counts_of_running_requests_are_written_down(books: Books) -> None
         await meter.close("finished")
     async with books.database.read() as connection:
         assert (await connection.execute(select(usage.c.completion_tokens))).scalar_one() == 42
+
+
+@with_books
+async def test_answers_wait_while_nothing_can_be_written_down(books: Books) -> None:
+    """A disk that stands still: what is delivered meanwhile would be lost with the process."""
+    user_id = await books.user()
+    await books.credit(user_id, 10_000_000)
+    meters, free, persist = Meters(books.billing), asyncio.Event(), books.billing.persist
+
+    async def stuck(counts: Mapping[str, Usage]) -> None:
+        await free.wait()
+        await persist(counts)
+
+    books.billing.persist = stuck  # type: ignore[method-assign]
+    async with meters.running():
+        meter = meters.meter(order("a", user_id))
+        await meter.open()
+        await asyncio.sleep(BEHIND_SECONDS + 0.1)
+        waiting = asyncio.create_task(meter.cover(1))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        free.set()
+        assert await waiting
+        free.clear()
+        await asyncio.sleep(BEHIND_SECONDS + PERSIST_SECONDS + 0.1)
+        waiting = asyncio.create_task(meter.cover(2))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        waiting.cancel()  # who waits can leave
+        await asyncio.gather(waiting, return_exceptions=True)
+        free.set()
+        await meter.close("aborted")
+    await meters.written_down()  # nobody waits for books that are closed
+    assert await books.faults() == []
 
 
 async def persisted(books: Books, request_id: str) -> int:
