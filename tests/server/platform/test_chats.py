@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -454,15 +455,18 @@ def test_a_stopping_server_lets_the_answers_that_are_watched_finish(tokenizer: T
             chat = person.chat(max_tokens=60)
             person.say(chat)
             url, cookies = f"{site.url}/api/chats/{chat}/messages/2/stream", dict(person.http.cookies)
+            watching = threading.Event()
 
             def watch() -> Any:
                 with (
                     httpx2.Client(cookies=cookies, timeout=20) as browser,
                     browser.stream("GET", url) as response,
                 ):
+                    watching.set()
                     return list(events(response))
 
             seen = pool.submit(watch)
+            assert watching.wait(20)
             wait_until(lambda: person.message(chat, 2)["usage"]["completion_tokens"] > 5, 20)
         done = seen.result()[-1]["message"]
     assert (done["status"], done["usage"]["completion_tokens"]) == ("done", 60)
