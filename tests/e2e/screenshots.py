@@ -28,6 +28,7 @@ from tests.source import ROOT
 
 FOLDER = ROOT / "docs/screenshots"
 COLOURS = 256
+MODEL = "leadline-small"
 
 CHINESE = """ **测深索**是水手用来测量水深的绳索。
 
@@ -46,6 +47,8 @@ def depth(marks: list[int], wet: int) -> float:
 
 $$h = \\frac{p - p_0}{\\rho g}$$
 """
+NAMED = """() => fetch('/api/account', { method: 'PATCH', headers: { 'content-type': 'application/json' },
+  body: JSON.stringify({ name: 'Ada' }) })"""
 TALKS = {
     "en": (
         "Plan a week of short runs",
@@ -78,7 +81,7 @@ def used(site: Site, user_id: int) -> None:
                 "request_id": f"chatcmpl-example-{user_id}-{ago}",
                 "user_id": user_id,
                 "day": str(today - dt.timedelta(ago)),
-                "model": "fake",
+                "model": MODEL,
                 "price_id": 1,
                 "cached_tokens": cached,
                 "miss_tokens": prompt - cached,
@@ -112,6 +115,7 @@ def take(browser: Browser, site: Site, language: str, theme: str) -> None:
         someone.page.locator("input[type=password]").fill("four fathoms and a half")
         someone.page.locator("button[type=submit]").click()
         expect(someone.composer).to_be_visible()
+        someone.page.evaluate(NAMED)
         for talk in TALKS[language]:
             someone.open("/")
             someone.say(talk)
@@ -134,7 +138,7 @@ def main() -> None:
         tokenizer = small_tokenizer(Path(folder))
         data = Path(folder) / "site"
         data.mkdir()
-        options = {"answer": answers(tokenizer), "tokens_per_second": 400.0}
+        options = {"answer": answers(tokenizer), "tokens_per_second": 400.0, "model": MODEL}
         with website(tokenizer, data, **options) as site, chromium() as browser:
             for language in TALKS:
                 for theme in ("light", "dark"):

@@ -175,6 +175,32 @@ def test_how_it_answers_is_the_chats_own(ada: Visitor, site: Site) -> None:
     expect(ada.page.get_by_label("System prompt")).to_have_value("You are a pilot.")
 
 
+def test_words_that_were_not_sent_are_kept(ada: Visitor) -> None:
+    ada.ask("Hello")
+    ada.composer.fill("half a thought")
+    ada.page.keyboard.press("Control+Shift+O")
+    expect(ada.composer).to_have_value("")
+    ada.composer.fill("another")
+    ada.page.reload()
+    expect(ada.composer).to_have_value("another")
+    ada.history.first.click()
+    expect(ada.composer).to_have_value("half a thought")
+    ada.composer.press("Enter")
+    expect(ada.answers).to_have_count(2)
+    ada.ended()
+    ada.page.reload()
+    expect(ada.answers).to_have_count(2)
+    expect(ada.composer).to_have_value("")
+    ada.open("/")
+    expect(ada.composer).to_have_value("another")
+    ada.button("Temporary chat").click()
+    ada.composer.fill("a secret")
+    assert "secret" not in ada.page.evaluate("JSON.stringify({ ...sessionStorage, ...localStorage })")
+    ada.menu(re.compile("Account and more"), "Sign out")
+    expect(ada.page.get_by_label("Email")).to_be_visible()
+    assert ada.page.evaluate("sessionStorage.length") == 0
+
+
 def test_a_temporary_chat_leaves_nothing(ada: Visitor) -> None:
     ada.button("Temporary chat").click()
     assert "fathoms" in ada.ask("a secret").inner_text()

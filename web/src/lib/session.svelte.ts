@@ -1,6 +1,7 @@
 // Who is signed in, what is served here, what is left of the money.
 
 import { get, post, whenSignedOut } from './api'
+import { forgetDrafts } from './drafts'
 import { go } from './router.svelte'
 import type { Balance, Model, Session, User } from './types'
 
@@ -53,6 +54,7 @@ class Current {
   }
 
   async signOut(): Promise<void> {
+    forgetDrafts()
     try {
       await post('/api/logout')
     } finally {
