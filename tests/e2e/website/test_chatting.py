@@ -185,6 +185,7 @@ def test_words_that_were_not_sent_are_kept(ada: Visitor) -> None:
     expect(ada.composer).to_have_value("another")
     ada.history.first.click()
     expect(ada.composer).to_have_value("half a thought")
+    expect(ada.answers).to_have_count(1)
     ada.composer.press("Enter")
     expect(ada.answers).to_have_count(2)
     ada.ended()

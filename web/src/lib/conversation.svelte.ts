@@ -42,6 +42,7 @@ export class Conversation {
 
   private watching: AbortController | null = null
   private closed = false
+  private opened: string | null = null
   private empty: string | null = null
 
   constructor(readonly temporary = false) {}
@@ -87,6 +88,7 @@ export class Conversation {
 
   async open(id: string): Promise<void> {
     this.loading = true
+    this.opened = id
     try {
       const { messages, ...chat } = await get<Chat & { messages: Message[] }>(`/api/chats/${encodeURIComponent(id)}`)
       if (this.closed) return
@@ -145,7 +147,8 @@ export class Conversation {
 
   /** A chat becomes one with its first message: if that is refused, the next try uses the same, and leaving drops it. */
   private async ensureChat(): Promise<string> {
-    if (this.chat) return this.chat.id
+    const known = this.chat?.id ?? this.opened // also one that could not be loaded: no message begins another chat
+    if (known) return known
     this.empty ??= (await post<Chat>('/api/chats', $state.snapshot(this.options))).id
     return this.empty
   }
