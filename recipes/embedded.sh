@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 STAGES="documents haystacks chats tokenizer shards lookups alignment check"
-STAGES+=" pretrain extend sft average recall recall_long helpful safety grpo install gates"
+STAGES+=" pretrain extend sft average recall half recall_long blend helpful safety grpo install gates"
 RUNS=runs/embedded
 DATA=$RUNS/data
 RECIPES=recipes/embedded
@@ -43,6 +43,8 @@ run_stage() {
         pretrain | extend | sft) train "$1" "$1" ;;
         recall | recall_long) train sft "$1" ;;
         average) python "$RECIPES/average.py" "$RUNS/pretrain/model" "$RUNS/sft/model" 0.6 "$RUNS/average/model" ;;
+        half) python "$RECIPES/average.py" "$RUNS/average/model" "$RUNS/recall/model" 0.5 "$RUNS/half/model" ;;
+        blend) python "$RECIPES/average.py" "$RUNS/average/model" "$RUNS/recall_long/model" 0.6 "$RUNS/blend/model" ;;
         helpful | safety) train reward "$1" ;;
         grpo) train grpo grpo ;;
         install) python "$RECIPES/average.py" "$RUNS/grpo/model" "$RUNS/grpo/model" 1 leadline/embedded/model ;;  # in bf16

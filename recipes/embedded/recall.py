@@ -17,6 +17,7 @@ the place or the key words of `leadline eval needle`. The same input gives the s
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import re
@@ -447,10 +448,29 @@ def held_out(document: Document) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------------- files
 
-SHARES = {"copies": 0.14, "tables": 0.12, "passages": 0.2, "told": 0.2, "chat": 0.28, "document": 0.06}
-LONG_SHARES = {"copies": 0.02, "tables": 0.04, "passages": 0.14, "told": 0.06, "chat": 0.62, "document": 0.12}
-"""Of the records of either file. In the second a record of the first four kinds is as often short as long."""
-COUNTS = {"recall": 7000, "recall_long": 4000}
+
+@dataclasses.dataclass(frozen=True)
+class Lessons:
+    """What a stage reads: the shares of its records by kind, how many there are, which part of the first four kinds is long,
+    and whether a user tells of anything."""
+
+    shares: dict[str, float]
+    count: int
+    long: float
+    wide: bool
+
+
+STAGES = {
+    "recall": Lessons(
+        {"copies": 0.14, "tables": 0.12, "passages": 0.2, "told": 0.2, "chat": 0.28, "document": 0.06}, 7000, 0.0, False
+    ),
+    "recall_long": Lessons(
+        {"copies": 0.02, "tables": 0.04, "passages": 0.14, "told": 0.06, "chat": 0.62, "document": 0.12},
+        2200,
+        0.5,
+        True,
+    ),
+}
 HELD_OUT = 150
 
 
@@ -462,18 +482,18 @@ def draw(kind: str, filler: Filler, replay: Replay, rng: random.Random, tokens: 
     return {"copies": copies, "tables": tables, "passages": passages}[kind](filler, rng, tokens)
 
 
-def lengths(rng: random.Random, long: bool) -> int:
+def length(rng: random.Random, long: float) -> int:
     """Tokens of a record: evenly in their logarithm, or evenly up to the whole context."""
-    if long and rng.random() < 0.5:
+    if long and rng.random() < long:
         return rng.randint(SHORT, LONG - 300)
     return int(40 * (SHORT / 40) ** rng.random())
 
 
-def records(filler: Filler, replay: Replay, seed: int, *, long: bool, kinds: dict[str, float]) -> Iterator[Document]:
+def records(filler: Filler, replay: Replay, seed: int, lessons: Lessons) -> Iterator[Document]:
     rng, tested = random.Random(seed), Tested()
     while True:
-        (kind,) = rng.choices(list(kinds), list(kinds.values()))
-        found = draw(kind, filler, replay, rng, lengths(rng, long), wide=long)
+        (kind,) = rng.choices(list(lessons.shares), list(lessons.shares.values()))
+        found = draw(kind, filler, replay, rng, length(rng, lessons.long), lessons.wide)
         if kind == "chat" or not (names_the_needle(found) or tested.touches(texts_of(found))):
             yield found
 
@@ -486,14 +506,12 @@ def names_the_needle(record: Document) -> bool:
 def main(data: Path) -> None:
     filler = Filler(data / "documents")
     replay = Replay(data)
-    made = {kind: share for kind, share in SHARES.items() if kind not in ("chat", "document")}
-    for place, (folder, shares) in enumerate({"recall": SHARES, "recall_long": LONG_SHARES}.items()):
-        long = folder == "recall_long"
-        for split, count, kinds in (("train", COUNTS[folder], shares), ("valid", HELD_OUT, made)):
-            found = records(filler, replay, 100 + 10 * place + len(split), long=long, kinds=kinds)
-            written = write_jsonl(
-                data / folder / f"{split}.jsonl", (record for _, record in zip(range(count), found, strict=False))
-            )
+    for place, (folder, lessons) in enumerate(STAGES.items()):
+        made = {kind: share for kind, share in STAGES["recall"].shares.items() if kind not in ("chat", "document")}
+        held_out = dataclasses.replace(lessons, shares=made, count=HELD_OUT)
+        for split, kinds in (("train", lessons), ("valid", held_out)):
+            found = records(filler, replay, 100 + 10 * place + len(split), kinds)
+            written = write_jsonl(data / folder / f"{split}.jsonl", itertools.islice(found, kinds.count))
             print(f"{folder}/{split}.jsonl {written:,}")
 
 

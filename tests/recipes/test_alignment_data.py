@@ -125,8 +125,8 @@ def test_each_stage_starts_from_the_one_before() -> None:
         for name in names
     }
     assert {name: found and found[1] for name, found in starts.items()} == {
-        "extend": "pretrain", "sft": "extend", "recall": "average", "recall_long": "recall", "helpful": "average",
-        "safety": "average", "grpo": "recall_long", "worked": "average", "align": "grpo",
+        "extend": "pretrain", "sft": "extend", "recall": "average", "recall_long": "half", "helpful": "average",
+        "safety": "average", "grpo": "blend", "worked": "average", "align": "grpo",
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -60,8 +61,8 @@ def made(recall: ModuleType, data: Path) -> dict[str, list[Record]]:
     return {
         kind: [
             record
-            for long in (False, True)
-            for record in take(60, recall.records(filler, replay, 5, long=long, kinds={kind: 1.0}))
+            for long in (0.0, 0.5)
+            for record in take(60, recall.records(filler, replay, 5, recall.Lessons({kind: 1.0}, 60, long, bool(long))))
         ]
         for kind in KINDS
     }
@@ -140,7 +141,8 @@ def test_records_fit_the_context_and_reach_far_into_it(recall: ModuleType, made:
 def test_the_same_sources_give_the_same_bytes(
     recall: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recall, "COUNTS", {"recall": 40, "recall_long": 20})
+    smaller = {name: dataclasses.replace(lessons, count=20) for name, lessons in recall.STAGES.items()}
+    monkeypatch.setattr(recall, "STAGES", smaller)
     monkeypatch.setattr(recall, "HELD_OUT", 5)
     built = []
     for number in range(2):
