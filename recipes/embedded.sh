@@ -47,7 +47,7 @@ run_stage() {
         blend) python "$RECIPES/average.py" "$RUNS/average/model" "$RUNS/recall_long/model" 0.6 "$RUNS/blend/model" ;;
         helpful | safety) train reward "$1" ;;
         grpo) train grpo grpo ;;
-        install) python "$RECIPES/average.py" "$RUNS/grpo/model" "$RUNS/grpo/model" 1 leadline/embedded/model ;;  # in bf16
+        install) python "$RECIPES/add.py" "$RUNS/blend/model" "$RUNS/grpo/model" "$RUNS/average/model" leadline/embedded/model ;;
         gates)
             python "$RECIPES/ngram_baseline.py" "$DATA/pretrain"
             python "$RECIPES/held_out_sample.py" "$DATA/pretrain"

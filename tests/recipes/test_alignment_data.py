@@ -126,7 +126,7 @@ def test_each_stage_starts_from_the_one_before() -> None:
     }
     assert {name: found and found[1] for name, found in starts.items()} == {
         "extend": "pretrain", "sft": "extend", "recall": "average", "recall_long": "half", "helpful": "average",
-        "safety": "average", "grpo": "blend", "worked": "average", "align": "grpo",
+        "safety": "average", "grpo": "average", "worked": "average", "align": "grpo",
     }  # fmt: skip
 
 
@@ -163,8 +163,8 @@ def test_the_script_goes_on_where_it_was_and_passes_settings(tmp_path: Path) -> 
     stages = [call.split()[3].removeprefix("recipes/embedded/") for call in calls if call.startswith("leadline train")]
     assert stages == ["sft.toml", "recall.toml", "recall_long.toml", "helpful.toml", "safety.toml", "grpo.toml"]
     assert calls[-1] == "python -m pytest tests/e2e/test_embedded.py"
-    grpo = "runs/embedded/grpo/model"
-    assert f"python recipes/embedded/average.py {grpo} {grpo} 1 leadline/embedded/model" in calls
+    added = " ".join(f"runs/embedded/{name}/model" for name in ("blend", "grpo", "average"))
+    assert f"python recipes/embedded/add.py {added} leadline/embedded/model" in calls
     assert script("raw") == (0, [])
     assert [call.split()[2] for call in script("raw", "--from", "check")[1] if "build_data" in call] == ["check"]
     assert script("raw", "--from", "nowhere")[0] == 2
