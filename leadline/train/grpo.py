@@ -300,19 +300,25 @@ class GrpoTrainer(Run):
         lengths = [len(answer.ids) for answer in answers]
         scores = {"held_out_reward": sum(totals) / len(totals), "held_out_length": sum(lengths) / len(lengths)}
         if self.corpus is not None:
-            scores["bits_per_byte"] = self._bits_per_byte(*self.corpus)
+            scores["bits_per_byte"] = bits_per_byte(self.model, *self.corpus)
         return scores
 
-    def _bits_per_byte(self, batches: Sequence[Batch], size: int) -> float:
-        nats = 0.0
-        for batch in batches:
-            lengths = [end - start for start, end in zip(batch.documents, batch.documents[1:], strict=False)]
-            device = self.config.device
-            hidden_TD, _ = self.model.hidden(batch.tokens_T.to(device), ForwardBatch.packed(lengths, device=device))
-            weights_T = batch.weights_T.to(device)
-            loss = cross_entropy(hidden_TD, self.model.lm_head.weight, batch.targets_T.to(device), weights_T)
-            nats += float(loss) * float(weights_T.sum())
-        return nats / math.log(2) / size
+
+@torch.no_grad()
+def bits_per_byte(model: DeepseekV2, batches: Sequence[Batch], size: int) -> float:
+    """Of held-out text of `size` bytes."""
+    nats = 0.0
+    for batch in batches:
+        lengths = [end - start for start, end in zip(batch.documents, batch.documents[1:], strict=False)]
+        place = ForwardBatch.packed(lengths, device=model.device)
+        hidden_TD, _ = model.hidden(batch.tokens_T.to(model.device), place)
+        weights_T = batch.weights_T.to(model.device)
+        loss = cross_entropy(hidden_TD, model.lm_head.weight, batch.targets_T.to(model.device), weights_T)
+        nats += float(loss) * float(weights_T.sum())
+    return nats / math.log(2) / size
+
+
+# ---- passes --------------------------------------------------------------------------------------------------------
 
 
 def uneven(samples: Sequence[Sample], group: int) -> list[Sample]:
