@@ -9,8 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STAGES="documents haystacks chats tokenizer shards lookups alignment check"
-STAGES+=" pretrain extend sft average recall half recall_long blend helpful safety grpo install gates"
+STAGES="documents recall chats tokenizer shards alignment check pretrain extend sft average helpful safety grpo install gates"
 RUNS=runs/embedded
 DATA=$RUNS/data
 RECIPES=recipes/embedded
@@ -36,18 +35,13 @@ train() { leadline train "$1" "$RECIPES/$2.toml" "${SETTINGS[@]}"; }
 
 run_stage() {
     case $1 in
-        documents | chats | tokenizer | alignment | check) build "$1" ;;
-        haystacks) python "$RECIPES/haystacks.py" "$DATA" ;;
-        lookups) python "$RECIPES/recall.py" "$DATA" ;;
+        documents | recall | chats | tokenizer | alignment | check) build "$1" ;;
         shards) shards corpus; shards long ;;
         pretrain | extend | sft) train "$1" "$1" ;;
-        recall | recall_long) train sft "$1" ;;
         average) python "$RECIPES/average.py" "$RUNS/pretrain/model" "$RUNS/sft/model" 0.6 "$RUNS/average/model" ;;
-        half) python "$RECIPES/average.py" "$RUNS/average/model" "$RUNS/recall/model" 0.5 "$RUNS/half/model" ;;
-        blend) python "$RECIPES/average.py" "$RUNS/average/model" "$RUNS/recall_long/model" 0.6 "$RUNS/blend/model" ;;
         helpful | safety) train reward "$1" ;;
         grpo) train grpo grpo ;;
-        install) python "$RECIPES/add.py" "$RUNS/blend/model" "$RUNS/grpo/model" "$RUNS/average/model" leadline/embedded/model ;;
+        install) python "$RECIPES/average.py" "$RUNS/grpo/model" "$RUNS/grpo/model" 1 leadline/embedded/model ;;  # in bf16
         gates)
             python "$RECIPES/ngram_baseline.py" "$DATA/pretrain"
             python "$RECIPES/held_out_sample.py" "$DATA/pretrain"

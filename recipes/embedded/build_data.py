@@ -1,6 +1,7 @@
 """Make the embedded model's data: clean documents for pre-training, conversations for fine-tuning.
 
     python recipes/embedded/build_data.py documents RAW OUT     OUT/documents/<source>.jsonl, for corpus.toml
+    python recipes/embedded/build_data.py recall RAW OUT        OUT/documents/recall.jsonl, and OUT/long for the extension
     python recipes/embedded/build_data.py chats RAW OUT         OUT/sft/train.jsonl and valid.jsonl, for sft.toml
     python recipes/embedded/build_data.py tokenizer RAW OUT     OUT/tokenizer, trained on both
     python recipes/embedded/build_data.py alignment RAW OUT     OUT/preferences, questions, solutions: reward models, GRPO
@@ -21,8 +22,8 @@ from typing import Any
 
 import chats
 import chinese
-import haystacks
 import preferences
+import recall
 import sources
 import sums
 from sources import Document
@@ -94,6 +95,21 @@ def repeats_itself(answer: str) -> bool:
     return max(grams.values(), default=0) > 2
 
 
+def write_recall(raw: Path, out: Path) -> None:
+    """What asks for something that stands above it, to 500 tokens and to 4,096, and the long texts of other sources."""
+    folder, tested = out / "documents", Tested()
+    filler = recall.Filler(folder)
+    made = {
+        "documents/recall": recall.documents(filler, recall.COUNTS["documents"], long=False, seed=1),
+        "long/recall": recall.documents(filler, recall.COUNTS["long"], long=True, seed=2),
+        "long/books": recall.long_ones(folder, "classics_children", 4000),
+        "long/articles": recall.long_ones(folder, "zhwiki", 1200),
+    }
+    for name, found in made.items():
+        clean = (document for document in found if not tested.touches(texts_of(document)))
+        print(f"{name}: {write_jsonl(out / f'{name}.jsonl', clean):,}")
+
+
 class Tested:
     """The fixed test prompts: no document may hold one of them or eight words of one in a row, nor a held-out sum.
 
@@ -114,15 +130,15 @@ class Tested:
 
 
 def texts_of(document: Document) -> list[str]:
-    if "completion" in document:
-        return [document["prompt"], document["completion"]]
     return [document["text"]] if "text" in document else [turn["content"] for turn in document["messages"]]
 
 
 def conversations(raw: Path, out: Path) -> Iterator[tuple[str, Document]]:
     """(kind, chat), each once, none that touches a test prompt."""
     tested, seen = Tested(), set[str]()
-    kinds = {**chats.all_chats(raw, sources.count_words(raw)), "recall": haystacks.chats(out / "documents")}
+    kinds = {kind: list(found) for kind, found in chats.all_chats(raw, sources.count_words(raw)).items()}
+    pairs = [turns for found in kinds.values() for turns in found if len(turns) == 2 and sum(map(len, turns)) < 300]
+    kinds["recall"] = list(recall.chats(recall.Filler(out / "documents"), pairs))
     for kind, found in kinds.items():
         for turns in found:
             key = "\n".join(turns)
@@ -161,8 +177,11 @@ LONGEST_TOKEN = 15  # bytes: five Chinese characters. Without a limit whole sent
 
 
 def tokenizer_texts(out: Path) -> Iterator[str]:
-    """Half of all documents, a chat as the template writes it: the words that open a turn deserve tokens of their own."""
-    for path in (*sorted((out / "documents").glob("*.jsonl")), out / "sft" / "train.jsonl"):
+    """Half of all documents, a chat as the template writes it: the words that open a turn deserve tokens of their own.
+
+    Not the documents of made-up names, which deserve none."""
+    paths = (path for path in sorted((out / "documents").glob("*.jsonl")) if path.stem != "recall")
+    for path in (*paths, out / "sft" / "train.jsonl"):
         for document in sources.read_jsonl(path):
             turns = document.get("messages", [])
             forms = {"user": "User: {}\n\n", "assistant": "Assistant: {}"}
@@ -206,7 +225,7 @@ def alignment(raw: Path, out: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- check
 
 
-CHECKED = ("documents", "sft", "recall", "recall_long")
+CHECKED = ("documents", "long", "sft")
 
 
 def check(raw: Path, out: Path) -> None:
@@ -221,6 +240,7 @@ def check(raw: Path, out: Path) -> None:
 
 STEPS = {
     "documents": documents,
+    "recall": write_recall,
     "chats": write_chats,
     "tokenizer": train_tokenizer,
     "alignment": alignment,

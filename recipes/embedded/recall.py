@@ -1,7 +1,4 @@
-"""What the recall stage learns from: texts and chats whose answers stand above them and nowhere else.
-
-    python recipes/embedded/recall.py DATA     from DATA/documents and DATA/sft: DATA/recall/{train,valid}.jsonl, up to 500
-                                               tokens, and DATA/recall_long/{train,valid}.jsonl, up to 4,096
+"""What teaches a model to look back: texts and chats whose answers stand above them and nowhere else.
 
 Every name is made up of syllables, every number of digits, every other value is cut from running text, so that nothing can be
 learned by heart: what answers is the context alone. Four kinds, from what is learned first to what is wanted:
@@ -11,26 +8,26 @@ learned by heart: what answers is the context alone. Four kinds, from what is le
     passages    facts hidden in stories and articles, and sentences of these that are to go on
     told        what a user says of himself, asked for some turns later
 
-and, so that nothing is forgotten, the conversations of fine-tuning and documents of pre-training as they were. No text holds
-the place or the key words of `leadline eval needle`. The same input gives the same bytes.
+The first three are documents of pre-training and, long ones, of the extension; the last three are conversations, which
+pre-training reads too. No text holds the place or the key words of `leadline eval needle`. The same input gives the same
+bytes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import haystacks
-from build_data import Tested, held_out_of_pretraining, texts_of, write_jsonl
-from sources import Document, chat, read_jsonl
+from sources import Document, chat, order_key, read_jsonl
 
 from leadline.eval.tasks.needle import KEYS
+from leadline.train.corpus import clean_text, document_key, is_valid_split
+
+SOURCES = ("asp_stories", "enwiki_core_leads", "classics_children", "zhwiki")
+VALID_PERMILLE = 10  # as in corpus.toml
 
 NEEDLE = ("san francisco", *KEYS)
 SHORT, LONG = 500, 4000
@@ -59,13 +56,29 @@ def number(rng: random.Random) -> str:
     return str(rng.randrange(10 ** rng.randint(1, 5), 10**6) if rng.random() < 0.5 else rng.randrange(10, 10000))
 
 
+def texts(folder: Path, name: str) -> list[str]:
+    """The running texts of a source, in an order that mixes them; what pre-training holds out stays out."""
+    path = folder / f"{name}.jsonl"
+    found = [record["text"] for record in read_jsonl(path) if "text" in record] if path.exists() else []
+    return sorted((text for text in found if not held_out(text)), key=order_key)
+
+
+def held_out(text: str) -> bool:
+    return is_valid_split(document_key(clean_text(text)), VALID_PERMILLE)
+
+
+def long_ones(folder: Path, name: str, at_least: int) -> Iterator[Document]:
+    """A source's documents of so many characters, as they are."""
+    return ({"text": text} for text in texts(folder, name) if len(text) >= at_least)
+
+
 class Filler:
     """Running text of pre-training's sources, and what can be cut from it."""
 
     def __init__(self, folder: Path) -> None:
-        found = {source: haystacks.texts(folder, source) for source in haystacks.HAYSTACKS}
+        found = {source: texts(folder, source) for source in SOURCES}
         self.chinese = found.pop("zhwiki")
-        self.english = [text for texts in found.values() for text in texts]
+        self.english = [text for each in found.values() for text in each]
         counts = Counter(word for text in self.english for word in re.findall(r"\b[a-z]{3,12}\b", text))
         self.words = sorted(word for word, count in counts.items() if count >= 5)
         characters = Counter(re.findall(r"[\u4e00-\u9fff]", "".join(self.chinese)))
@@ -406,116 +419,48 @@ def told(
     return chat(*turns)
 
 
-# ------------------------------------------------------------------------------------------------------------------ replay
+# ----------------------------------------------------------------------------------------------------------------- the data
+
+DOCUMENTS = {"copies": 0.4, "tables": 0.3, "passages": 0.3}
+CHATS = {"tables": 0.15, "passages": 0.25, "told": 0.6}
+COUNTS = {"documents": 24_000, "long": 2600, "chats": 9000}
+LONG_CHATS = 0.08
+"""Of the conversations, those that need the extended context."""
 
 
-class Replay:
-    """The conversations of fine-tuning and the documents of pre-training, to go on with; nothing that either holds out."""
-
-    def __init__(self, data: Path) -> None:
-        self.chats = list(read_jsonl(data / "sft" / "train.jsonl"))
-        self.pairs = [turns for turns in map(texts_of, self.chats) if len(turns) == 2 and sum(map(len, turns)) < 300]
-        made = {"recall", "sums"}  # by rules: the one is mended here, the other is among the conversations
-        paths = [path for path in sorted((data / "documents").glob("*.jsonl")) if path.stem not in made]
-        self.documents = [document for path in paths for document in read_jsonl(path) if not held_out(document)]
-        self.weights = list(itertools.accumulate(min(len("".join(texts_of(each))), 2000) for each in self.documents))
-
-    def chat(self, rng: random.Random, tokens: int) -> Document:
-        """A conversation that is not longer."""
-        while len("".join(texts_of(found := rng.choice(self.chats)))) > EN_CHARACTERS * tokens:
-            pass
-        return found
-
-    def document(self, rng: random.Random, tokens: int) -> Document:
-        """A document, or so much of a long one; loss on all of a text, on the answers of a chat."""
-        (found,) = rng.choices(self.documents, cum_weights=self.weights)
-        return found if "messages" in found else completion("", piece(found["text"], int(EN_CHARACTERS * tokens), rng))
-
-    def between(self, rng: random.Random) -> list[str]:
-        return rng.choice(self.pairs)
-
-
-def piece(text: str, characters: int, rng: random.Random) -> str:
-    """Whole paragraphs from any place on, cut to so many characters."""
-    starts = [0, *(found.end() for found in re.finditer("\n\n", text[: max(len(text) - characters // 2, 0)]))]
-    start = rng.choice(starts)
-    return text[start : start + characters].strip()
-
-
-def held_out(document: Document) -> bool:
-    return held_out_of_pretraining(document) if "messages" in document else haystacks.held_out(document["text"])
-
-
-# ------------------------------------------------------------------------------------------------------------------- files
-
-
-@dataclasses.dataclass(frozen=True)
-class Lessons:
-    """What a stage reads: the shares of its records by kind, how many there are, which part of the first four kinds is long,
-    and whether a user tells of anything."""
-
-    shares: dict[str, float]
-    count: int
-    long: float
-    wide: bool
-
-
-STAGES = {
-    "recall": Lessons(
-        {"copies": 0.14, "tables": 0.12, "passages": 0.2, "told": 0.2, "chat": 0.28, "document": 0.06}, 7000, 0.0, False
-    ),
-    "recall_long": Lessons(
-        {"copies": 0.02, "tables": 0.04, "passages": 0.14, "told": 0.06, "chat": 0.62, "document": 0.12},
-        2200,
-        0.5,
-        True,
-    ),
-}
-HELD_OUT = 150
-
-
-def draw(kind: str, filler: Filler, replay: Replay, rng: random.Random, tokens: int, wide: bool) -> Document:
-    if kind in ("chat", "document"):
-        return (replay.chat if kind == "chat" else replay.document)(rng, min(tokens, SHORT))
-    if kind == "told":
-        return told(filler, rng, tokens, lambda: replay.between(rng), wide)
-    return {"copies": copies, "tables": tables, "passages": passages}[kind](filler, rng, tokens)
-
-
-def length(rng: random.Random, long: float) -> int:
+def length(rng: random.Random, long: bool) -> int:
     """Tokens of a record: evenly in their logarithm, or evenly up to the whole context."""
-    if long and rng.random() < long:
-        return rng.randint(SHORT, LONG - 300)
-    return int(40 * (SHORT / 40) ** rng.random())
+    return rng.randint(SHORT, LONG - 300) if long else int(40 * (SHORT / 40) ** rng.random())
 
 
-def records(filler: Filler, replay: Replay, seed: int, lessons: Lessons) -> Iterator[Document]:
-    rng, tested = random.Random(seed), Tested()
-    while True:
-        (kind,) = rng.choices(list(lessons.shares), list(lessons.shares.values()))
-        found = draw(kind, filler, replay, rng, length(rng, lessons.long), lessons.wide)
-        if kind == "chat" or not (names_the_needle(found) or tested.touches(texts_of(found))):
-            yield found
+def documents(filler: Filler, count: int, *, long: bool, seed: int) -> Iterator[Document]:
+    """Texts and chats to read: loss on all of them."""
+    rng = random.Random(seed)
+    makers = {"copies": copies, "tables": tables, "passages": passages}
+    while count:
+        (kind,) = rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))
+        found = makers[kind](filler, rng, length(rng, long))
+        if not names_the_needle(found):
+            yield found if "messages" in found else {"text": found["prompt"] + found["completion"]}
+            count -= 1
+
+
+def chats(filler: Filler, pairs: list[list[str]], *, seed: int = 3) -> Iterator[list[str]]:
+    """Conversations, as turns. `pairs`: short questions and answers, the talk between what is told and what is asked."""
+    rng, count = random.Random(seed), COUNTS["chats"]
+    while count:
+        (kind,) = rng.choices(list(CHATS), list(CHATS.values()))
+        tokens = length(rng, rng.random() < LONG_CHATS)
+        if kind == "told":
+            found = told(filler, rng, tokens, lambda: rng.choice(pairs), wide=rng.random() < 0.5)
+        else:
+            found = (tables if kind == "tables" else passages)(filler, rng, tokens)
+        if "messages" in found and not names_the_needle(found):
+            yield [turn["content"] for turn in found["messages"]]
+            count -= 1
 
 
 def names_the_needle(record: Document) -> bool:
-    text = " ".join(" ".join(texts_of(record)).lower().split())
+    turns = [turn["content"] for turn in record.get("messages", [])]
+    text = " ".join(" ".join([record.get("prompt", ""), record.get("completion", ""), *turns]).lower().split())
     return any(key in text for key in NEEDLE)
-
-
-def main(data: Path) -> None:
-    filler = Filler(data / "documents")
-    replay = Replay(data)
-    for place, (folder, lessons) in enumerate(STAGES.items()):
-        made = {kind: share for kind, share in STAGES["recall"].shares.items() if kind not in ("chat", "document")}
-        held_out = dataclasses.replace(lessons, shares=made, count=HELD_OUT)
-        for split, kinds in (("train", lessons), ("valid", held_out)):
-            found = records(filler, replay, 100 + 10 * place + len(split), kinds)
-            written = write_jsonl(data / folder / f"{split}.jsonl", itertools.islice(found, kinds.count))
-            print(f"{folder}/{split}.jsonl {written:,}")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]))

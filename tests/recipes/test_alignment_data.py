@@ -110,22 +110,21 @@ def test_what_is_asked_is_also_worked_out(recipe: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("pretrain", TrainConfig), ("extend", TrainConfig), ("sft", TrainConfig), ("recall", TrainConfig),
-     ("recall_long", TrainConfig), ("helpful", RewardConfig), ("safety", RewardConfig), ("grpo", GrpoConfig),
-     ("align", GrpoConfig), ("worked", TrainConfig)],
+    [("pretrain", TrainConfig), ("extend", TrainConfig), ("sft", TrainConfig), ("helpful", RewardConfig),
+     ("safety", RewardConfig), ("grpo", GrpoConfig), ("align", GrpoConfig), ("worked", TrainConfig)],
 )  # fmt: skip
 def test_the_recipes_are_ones_that_their_stages_take(name: str, kind: type[Any]) -> None:
     load(kind, RECIPE / f"{name}.toml").check()
 
 
 def test_each_stage_starts_from_the_one_before() -> None:
-    names = ("extend", "sft", "recall", "recall_long", "helpful", "safety", "grpo", "worked", "align")
+    names = ("extend", "sft", "helpful", "safety", "grpo", "worked", "align")
     starts = {
         name: re.search(r'^init = "runs/embedded/(\w+)/model"', (RECIPE / f"{name}.toml").read_text(), re.M)
         for name in names
     }
     assert {name: found and found[1] for name, found in starts.items()} == {
-        "extend": "pretrain", "sft": "extend", "recall": "average", "recall_long": "half", "helpful": "average",
+        "extend": "pretrain", "sft": "extend", "helpful": "average",
         "safety": "average", "grpo": "average", "worked": "average", "align": "grpo",
     }  # fmt: skip
 
@@ -161,10 +160,8 @@ def test_the_script_goes_on_where_it_was_and_passes_settings(tmp_path: Path) -> 
     code, calls = script("raw")
     assert code == 0
     stages = [call.split()[3].removeprefix("recipes/embedded/") for call in calls if call.startswith("leadline train")]
-    assert stages == ["sft.toml", "recall.toml", "recall_long.toml", "helpful.toml", "safety.toml", "grpo.toml"]
+    assert stages == ["sft.toml", "helpful.toml", "safety.toml", "grpo.toml"]
     assert calls[-1] == "python -m pytest tests/e2e/test_embedded.py"
-    added = " ".join(f"runs/embedded/{name}/model" for name in ("blend", "grpo", "average"))
-    assert f"python recipes/embedded/add.py {added} leadline/embedded/model" in calls
     assert script("raw") == (0, [])
     assert [call.split()[2] for call in script("raw", "--from", "check")[1] if "build_data" in call] == ["check"]
     assert script("raw", "--from", "nowhere")[0] == 2

@@ -1,13 +1,13 @@
-"""What the recall stage learns from: every answer stands above it, in words that no other record has."""
+"""What teaches a model to look back: every answer stands above it, in words that no other record has."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import itertools
 import json
 import random
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 from tests.source import ROOT
 
 RECIPE = ROOT / "recipes" / "embedded"
-KINDS = ("copies", "tables", "passages", "told")
+PAIRS = [["How are you?", "I am well."], ["你好", "你好！"], ["What is 2 + 3?", "2 + 3 = 5."]]
 Record = dict[str, Any]
 
 
@@ -44,9 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     stories = [{"text": "\n\n".join(" ".join(sentence() for _ in range(6)) for _ in range(5))} for _ in range(30)]
     chinese = [{"text": "".join("".join(draw.choices(signs, k=14)) + "。" for _ in range(20))} for _ in range(30)]
-    turns = [("How are you?", "I am well."), ("你好", "你好！"), ("What is 2 + 3?", "2 + 3 = 5.")]
-    chats = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in turns]
-    files: dict[str, list[Any]] = {"documents/asp_stories": stories, "documents/zhwiki": chinese, "sft/train": chats}
+    files: dict[str, list[Any]] = {"documents/asp_stories": stories, "documents/zhwiki": chinese}
     for name, records in files.items():
         path = folder / f"{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
@@ -57,19 +55,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(recall: ModuleType, data: Path) -> dict[str, list[Record]]:
     """Records of each kind, short ones and long ones."""
-    filler, replay = recall.Filler(data / "documents"), recall.Replay(data)
+    filler, rng = recall.Filler(data / "documents"), random.Random(5)
+    makers = {name: getattr(recall, name) for name in ("copies", "tables", "passages")}
+    makers["told"] = lambda *given: recall.told(*given, lambda: rng.choice(PAIRS), wide=rng.random() < 0.5)
     return {
-        kind: [
-            record
-            for long in (0.0, 0.5)
-            for record in take(60, recall.records(filler, replay, 5, recall.Lessons({kind: 1.0}, 60, long, bool(long))))
-        ]
-        for kind in KINDS
+        kind: [maker(filler, rng, recall.length(rng, long)) for long in (False, True) for _ in range(60)]
+        for kind, maker in makers.items()
     }
-
-
-def take(count: int, records: Iterator[Record]) -> list[Record]:
-    return list(itertools.islice(records, count))
 
 
 def contents(record: Record) -> list[str]:
@@ -123,37 +115,42 @@ def test_names_are_never_learned_by_heart(recall: ModuleType) -> None:
     assert all(re.fullmatch("[A-Z][a-z]+", name) for name in names)
 
 
-def test_neither_the_needle_nor_a_test_prompt_is_told(recall: ModuleType, made: dict[str, list[Record]]) -> None:
+def test_the_needle_is_not_told(recall: ModuleType, data: Path) -> None:
     assert recall.names_the_needle({"prompt": "", "completion": "Sit in Dolores\nPark."})
     assert recall.names_the_needle({"prompt": "In San Francisco", "completion": "it rains."})
-    tested = importlib.import_module("build_data").Tested()
-    for record in itertools.chain(*made.values()):
-        assert not recall.names_the_needle(record)
-        assert not tested.touches(recall.texts_of(record))
+    filler = recall.Filler(data / "documents")
+    for found in recall.documents(filler, 60, long=True, seed=1):
+        assert not recall.names_the_needle({"prompt": "", "completion": "", **found})
 
 
 def test_records_fit_the_context_and_reach_far_into_it(recall: ModuleType, made: dict[str, list[Record]]) -> None:
-    sizes = [len("".join(recall.texts_of(record))) for record in itertools.chain(*made.values())]
+    sizes = [len("".join(texts(record))) for record in itertools.chain(*made.values())]
     assert max(sizes) < 5 * recall.LONG
     assert sum(size > 2 * recall.LONG for size in sizes) > 10
+
+
+def texts(record: Record) -> list[str]:
+    return contents(record) if "messages" in record else [record["prompt"], record["completion"]]
+
+
+def test_conversations_begin_with_the_user_and_end_with_an_answer(
+    recall: ModuleType, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(recall.COUNTS, "chats", 100)
+    found = list(recall.chats(recall.Filler(data / "documents"), PAIRS))
+    assert len(found) == 100
+    assert all(len(turns) % 2 == 0 and all(turns) for turns in found)
 
 
 def test_the_same_sources_give_the_same_bytes(
     recall: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    smaller = {name: dataclasses.replace(lessons, count=20) for name, lessons in recall.STAGES.items()}
-    monkeypatch.setattr(recall, "STAGES", smaller)
-    monkeypatch.setattr(recall, "HELD_OUT", 5)
+    monkeypatch.setattr(recall, "COUNTS", {"documents": 30, "long": 10, "chats": 10})
     built = []
     for number in range(2):
         folder = tmp_path / str(number)
-        folder.mkdir()
-        for part in ("documents", "sft"):
-            (folder / part).symlink_to(data / part)
-        recall.main(folder)
-        built.append([(folder / name / f"{split}.jsonl").read_bytes()
-                      for name in ("recall", "recall_long") for split in ("train", "valid")])  # fmt: skip
+        shutil.copytree(data, folder)
+        importlib.import_module("build_data").write_recall(tmp_path, folder)
+        built.append([(folder / name).read_bytes() for name in ("documents/recall.jsonl", "long/recall.jsonl")])
     assert built[0] == built[1]
-    train, valid = (set(part.splitlines()) for part in built[0][:2])
-    assert len(valid) == 5
-    assert not train & valid
+    assert [part.count(b"\n") for part in built[0]] == [30, 10]
