@@ -31,7 +31,7 @@ from leadline.train.loop import HeldOut, Trainer, prepare
 from leadline.train.totals import StepTotals
 
 LAST = 20
-HELD_OUT_TOKENS = 32768
+HELD_OUT_TOKENS = 8192
 TEMPLATE = """\
 # bf16 against float32 in training
 
@@ -109,8 +109,8 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--sequences", type=int, default=SEQUENCES)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=4.2e-4)
+    parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "train_precision")
     options = parser.parse_args()
