@@ -1,9 +1,10 @@
-"""leadline's PyTorch path against transformers on a slice of the V2-Lite shape, in one interleaved run.
+"""leadline's PyTorch path and its kernels against transformers on a slice of the V2-Lite shape, in one interleaved run.
 
     python benchmarks/transformers_slice.py                     # eight layers, bf16: 9.2 GB of random weights
     python benchmarks/transformers_slice.py --layers 2 --rounds 3 --output /tmp/slice
 
-Both engines hold the very same tensors. Every round runs every engine, so that a change of the machine's mood meets
+The PyTorch path and transformers hold the very same bf16 tensors; the kernels have random weights of their own in int4,
+which is what a user would run. Every round runs every engine, so that a change of the machine's mood meets
 all alike; the table gives medians and the range over the rounds. What is timed: prefill, from ids to the last token's
 logits with an empty cache; decode, one token at a time with greedy choice, the mean over the tokens of a round.
 transformers is called at its lowest level, without `generate`, with its default attention and experts and again with
@@ -29,27 +30,31 @@ from machine import describe
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from leadline.checkpoint.synthetic import random_regions
+from leadline.engine.bind import from_regions
 from leadline.model.batch import ForwardBatch
 from leadline.model.cache import PAGE_SIZE, PagedCache
 from leadline.model.config import V2_LITE, ModelConfig
+from leadline.model.cpu import CpuModel
 from leadline.model.transformer import DeepseekV2
 
 PREFILL, CONTEXTS = 512, (128, 2048)
+OURS = ("leadline, PyTorch", "leadline, kernels, int4")
 TEMPLATE = """\
-# The PyTorch path against transformers
+# A slice beside transformers
 
-{layers} layers of the V2-Lite shape, {billions:.2f} billion random bf16 weights held once for all engines, {rounds}
-interleaved rounds, {tokens} tokens a decode round. Medians over the rounds, in brackets their range; the ratio is of
-medians.
+{layers} layers of the V2-Lite shape, {billions:.2f} billion random bf16 weights held once for leadline's PyTorch path
+and transformers; the kernels in int4. {rounds} interleaved rounds, {tokens} tokens a decode round. Medians over the
+rounds, in brackets their range; ratios are of medians.
 
 Machine: {cpu}, {isa}, {cores} cores, {memory_gib} GiB, load {load:.1f} before the run; {system}, Python {python}, torch
 {torch} with {threads} threads, transformers {transformers}, leadline {leadline}.
 
-| case | engine | tokens/s | leadline is |
-|---|---|---:|---:|
+| case | engine | tokens/s | leadline on PyTorch is | leadline's kernels are |
+|---|---|---:|---:|---:|
 {rows}
 
-After a prompt of 64 the engines' logits differ by at most {difference:.1%} of the largest: the rounding of bf16.
+After a prompt of 64 the bf16 engines' logits differ by at most {difference:.1%} of the largest: the rounding of bf16.
 `python benchmarks/transformers_slice.py` makes this table.
 """
 BLOCK = (1 << 24) - 3  # random numbers repeat at this odd length: seconds instead of minutes
@@ -67,10 +72,8 @@ class Options:
 class Leadline:
     """The model over its paged cache, absorbed throughout, as the engine runs it."""
 
-    name = "leadline"
-
-    def __init__(self, model: DeepseekV2) -> None:
-        self.model = model
+    def __init__(self, model: DeepseekV2 | CpuModel, name: str) -> None:
+        self.model, self.name = model, name
         pages = -(-(max(CONTEXTS) + 256) // PAGE_SIZE)
         self.cache, self.pages = PagedCache(model.config, pages), list(range(pages))
 
@@ -113,6 +116,10 @@ class Transformers:
         surplus = self.cache.get_seq_length() - context
         if surplus:
             self.cache.crop(-surplus)
+
+
+def kernels(config: ModelConfig, threads: int) -> CpuModel:
+    return CpuModel(config, from_regions(random_regions(config, "int4")), threads=threads)
 
 
 def random_model(config: ModelConfig) -> DeepseekV2:
@@ -187,7 +194,8 @@ def markdown(report: dict[str, Any]) -> str:
     host, options = report["machine"], report["options"]
     rows = [
         f"| {case} | {name} | {value['median']:.2f} ({value['least']:.2f}-{value['most']:.2f}) | "
-        + ("|" if name == "leadline" else f"{engines['leadline']['median'] / value['median']:.2f}x |")
+        + " | ".join("" if name in OURS else f"{engines[our]['median'] / value['median']:.2f}x" for our in OURS)
+        + " |"
         for case, engines in report["tokens_per_second"].items()
         for name, value in engines.items()
     ]
@@ -229,8 +237,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     config = dataclasses.replace(V2_LITE, num_hidden_layers=options.layers)
     model = random_model(config)
-    engines: list[Any] = [Leadline(model), Transformers(model, None), Transformers(model, "eager")]
+    engines: list[Any] = [Leadline(model, OURS[0]), Transformers(model, None), Transformers(model, "eager")]
     difference = disagreement(engines)
+    engines.insert(1, Leadline(kernels(config, options.threads), OURS[1]))
     report = {
         "machine": host,
         "options": {**dataclasses.asdict(options), "output": options.output.name},

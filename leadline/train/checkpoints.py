@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from leadline.errors import DataError, ResourceError
+from leadline.errors import ConfigError, DataError, ResourceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,3 +146,13 @@ def load(path: Path) -> tuple[TrainState, dict[str, Tensor]]:
         return state, load_file(path / "optimizer.safetensors")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise DataError(f"checkpoint {path} is damaged: {error}; delete it to resume from the one before") from None
+
+
+def newest(found: list[Path], recipe: str) -> tuple[TrainState, dict[str, Tensor]] | None:
+    """What a run goes on from: the last of `found`, and only under the recipe that it was written under."""
+    if not found:
+        return None
+    state, tensors = load(found[-1])
+    if state.recipe != recipe:
+        raise ConfigError(f"{found[-1]} was written under another recipe; choose another `out`, or delete it")
+    return state, tensors

@@ -14,11 +14,8 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -43,6 +40,7 @@ from leadline.train.data import Batch, DataSource, Feed, exempt_sequences
 from leadline.train.loss import cross_entropy
 from leadline.train.metrics import Metrics, warn
 from leadline.train.optim import MasterAdamW, learning_rate
+from leadline.train.stopping import Stopping
 from leadline.train.totals import Totals
 from leadline.train.watch import verdicts
 
@@ -136,7 +134,7 @@ class Trainer:
         self.feed = Feed(self.batches, ahead=config.device != "cpu")
         self.writer = checkpoints.Writer(self.folder, config.keep_checkpoints)
         self.step = self.tokens = 0
-        self.stopping = False
+        self.stopping = Stopping()
         if self.world.is_first:
             for line in warnings(config, self.model.config):
                 warn(line)
@@ -147,25 +145,13 @@ class Trainer:
         """True when the run is complete, False when it was interrupted (and saved)."""
         self.resume()
         self.metrics.rewind(self.step)
-        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            with self.metrics, self.writer:
-                self.metrics.started(self.step, self.world.size)
-                while self.step < self.schedule.steps and not self.world.any(self.stopping):
-                    self.train_step()
-                    self._after_step()
-                self.save()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with self.stopping, self.metrics, self.writer:
+            self.metrics.started(self.step, self.world.size)
+            while self.step < self.schedule.steps and not self.world.any(self.stopping.asked):
+                self.train_step()
+                self._after_step()
+            self.save()
         return self.step >= self.schedule.steps
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        """The first signal asks; a second Ctrl-C does not wait. Written past Python's buffers, which may be in use."""
-        if self.stopping and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stopping = True
-        os.write(STDERR, b"stopping: this step is finished and saved; Ctrl-C again leaves at once\n")
 
     def _after_step(self) -> None:
         last = self.step == self.schedule.steps
@@ -293,17 +279,13 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the newest checkpoint in `out`, if there is one, and only under the same recipe; at how many
         processes it was written does not matter."""
-        found = self.world.gather(checkpoints.complete(self.folder))[0]
-        if not found:
-            return
-        state, tensors = checkpoints.load(found[-1])
-        if state.recipe != recipe_hash(self.config):
-            raise ConfigError(f"{found[-1]} was written under another recipe; choose another `out`, or delete it")
-        self.optimizer.load(tensors)
-        self.step, self.tokens = state.step, state.tokens
+        found = checkpoints.newest(self.world.gather(checkpoints.complete(self.folder))[0], recipe_hash(self.config))
+        if found is not None:
+            state, tensors = found
+            self.optimizer.load(tensors)
+            self.step, self.tokens = state.step, state.tokens
 
 
-STDERR = 2
 LOOK_ONLY = {
     "log_every", "eval_every", "eval_tokens", "save_every", "keep_checkpoints", "threads", "compile", "out",
     "parallel", "recompute", "tensorboard", "peak_tflops",

@@ -1,5 +1,5 @@
-"""Pictures of a run from its metrics: loss, learning rate, and every expert's load over time (section 2.2.3); of GRPO
-the rewards and what they cost (section 4.2)."""
+"""Pictures of a run from its metrics: loss, learning rate, share of the peak, balance losses and every expert's load
+over time (section 2.2.3); of GRPO the rewards and what they cost (section 4.2)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 SMOOTH = 0.95
 FULL = 2.0
 """The heat map's top colour: an expert with this many times an even share, or more."""
+
+BALANCES = ("expert_loss", "device_loss", "communication_loss")
+"""Eq. 23, 26 and 29, each by its factor; what a run has none of is not drawn."""
 
 Record = dict[str, Any]
 Panel = tuple[int, Callable[["Axes"], None]]
@@ -47,6 +50,10 @@ def _loss_panels(steps: list[Record], held_out: list[Record]) -> list[Panel]:
     ]
     if "accuracy" in steps[0]:
         panels.insert(1, (2, lambda axes: _draw_accuracy(axes, steps, held_out)))
+    if any(record.get("utilisation") for record in steps):
+        panels.append((1, lambda axes: _draw_use(axes, steps)))
+    if balances := [name for name in BALANCES if any(record.get(name) for record in steps)]:
+        panels.append((1, lambda axes: _draw_balance(axes, steps, balances)))
     if loads := [record for record in steps if record.get("expert_load")]:
         panels.append((3, lambda axes: _draw_load(axes, loads)))
     return panels
@@ -110,6 +117,18 @@ def _draw_loss(axes: Axes, steps: list[Record], held_out: list[Record]) -> None:
 def _draw_rate(axes: Axes, steps: list[Record]) -> None:
     axes.plot(_millions(steps), [record["lr"] for record in steps])
     axes.set(ylabel="learning rate", xlabel="million tokens")
+
+
+def _draw_use(axes: Axes, steps: list[Record]) -> None:
+    axes.plot(_millions(steps), [100 * record["utilisation"] for record in steps], linewidth=0.7)
+    axes.set(ylabel="% of the peak", xlabel="million tokens", ylim=(0, None))
+
+
+def _draw_balance(axes: Axes, steps: list[Record], names: list[str]) -> None:
+    for name in names:
+        axes.plot(_millions(steps), [record[name] for record in steps], label=name.replace("_", " "))
+    axes.set(ylabel="balance", xlabel="million tokens")
+    axes.legend()
 
 
 def _draw_load(axes: Axes, loads: list[Record]) -> None:

@@ -11,7 +11,6 @@ Accuracy on held-out data: how often the chosen answer has the greater value; ho
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from leadline.checkpoint.save import save_model
 from leadline.checkpoint.weights import load_weights
-from leadline.errors import CheckpointError, ConfigError, TrainingError
+from leadline.errors import CheckpointError, ConfigError
 from leadline.model.batch import ForwardBatch
 from leadline.model.config import ModelConfig
 from leadline.model.reward import RewardModel
@@ -31,7 +30,6 @@ from leadline.train.comparisons import ComparisonBatch, Comparisons
 from leadline.train.loop import cast, prepare
 from leadline.train.metrics import warn
 from leadline.train.run import Run, RunConfig
-from leadline.train.watch import first_not_finite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +103,7 @@ class RewardTrainer(Run):
             loss += float(part.detach().mean()) * share
             accuracy += float(right.float().mean()) * share
         norm = self.optimizer.gradient_norm()
-        self._watch(loss, float(norm))
+        self.watch(loss, float(norm))
         self.optimizer.step(lr, norm)
         tokens = sum(len(batch.tokens_T) for batch in passes)
         self.tokens += tokens
@@ -130,8 +128,3 @@ class RewardTrainer(Run):
         told = [self.losses(batch) for batch in self.valid.all(self.config.micro_batch_tokens)]
         losses, right = (torch.cat([each[part].float() for each in told]) for part in (0, 1))
         return {"held_out_loss": float(losses.mean()), "held_out_accuracy": float(right.mean())}
-
-    def _watch(self, loss: float, norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            where = first_not_finite(self.model, [])
-            raise TrainingError(f"step {self.step + 1}: loss {loss}, gradient norm {norm}: not finite, {where}")

@@ -7,25 +7,25 @@ one that was never interrupted. Signals ask for a save; a killed run goes on fro
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 import torch
 from torch import nn
 
 from leadline.checkpoint.save import save_model
-from leadline.errors import ConfigError, DataError
+from leadline.errors import ConfigError, DataError, TrainingError
 from leadline.model.reward import RewardModel
 from leadline.model.transformer import DeepseekV2
 from leadline.train import checkpoints
 from leadline.train.config import OptimizerConfig
 from leadline.train.journal import Journal
-from leadline.train.loop import STDERR, recipe_hash
+from leadline.train.loop import recipe_hash
 from leadline.train.optim import MasterAdamW, learning_rate
+from leadline.train.stopping import Stopping
+from leadline.train.watch import first_not_finite
 
 AT_LEAST_ONE = ("steps", "micro_batch_tokens", "log_every", "eval_every", "save_every", "keep_checkpoints")
 
@@ -65,13 +65,13 @@ class Run(ABC):
     """One run in `config.out`: `train_step` until `config.steps` are done or a signal asks to save and stop."""
 
     def __init__(self, config: RunConfig, model: nn.Module) -> None:
-        self.settings = config
+        self.settings, self.network = config, model
         self.optimizer = MasterAdamW(model, config.optimizer)
         self.journal = Journal(config.out / "metrics.jsonl", config.steps, config.log_every)
         self.folder = config.out / "checkpoints"
         self.writer = checkpoints.Writer(self.folder, config.keep_checkpoints)
         self.step = self.tokens = 0
-        self.stopping = False
+        self.stopping = Stopping()
 
     @abstractmethod
     def train_step(self) -> dict[str, float]:
@@ -86,24 +86,25 @@ class Run(ABC):
         """Of the step that comes."""
         return learning_rate(self.settings.optimizer, self.step, self.settings.steps)
 
+    def watch(self, loss: float, norm: float) -> None:
+        """End the run before the optimiser sees a number that is not one."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            where = first_not_finite(self.network, [])
+            raise TrainingError(f"step {self.step + 1}: loss {loss}, gradient norm {norm}: not finite, {where}")
+
     def run(self) -> bool:
         """True when the run is complete, False when it was interrupted (and saved)."""
         self.resume()
         self.journal.rewind(self.step)
-        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            with self.journal, self.writer:
-                self._steps()
-                self.save()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with self.stopping, self.journal, self.writer:
+            self._steps()
+            self.save()
         return self.step >= self.settings.steps
 
     def _steps(self) -> None:
         if self.step == 0:
             self.journal.evaluated(0, 0, self.evaluate())
-        while self.step < self.settings.steps and not self.stopping:
+        while self.step < self.settings.steps and not self.stopping.asked:
             told = self.train_step()
             self.step += 1
             self.journal.stepped(self.step, told)
@@ -113,27 +114,17 @@ class Run(ABC):
             if self.step % self.settings.save_every == 0 and not last:
                 self.save()
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        """The first signal asks; a second Ctrl-C does not wait. Written past Python's buffers, which may be in use."""
-        if self.stopping and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stopping = True
-        os.write(STDERR, b"stopping: this step is finished and saved; Ctrl-C again leaves at once\n")
-
     def save(self) -> None:
         state = checkpoints.TrainState(self.step, self.tokens, recipe_hash(self.settings))
         self.writer.save(state, self.optimizer.state())
 
     def resume(self) -> None:
         """Continue from the newest checkpoint in `out`, if there is one, and only under the same recipe."""
-        found = checkpoints.complete(self.folder)
-        if not found:
-            return
-        state, tensors = checkpoints.load(found[-1])
-        if state.recipe != recipe_hash(self.settings):
-            raise ConfigError(f"{found[-1]} was written under another recipe; choose another `out`, or delete it")
-        self.optimizer.load(tensors)
-        self.step, self.tokens = state.step, state.tokens
+        found = checkpoints.newest(checkpoints.complete(self.folder), recipe_hash(self.settings))
+        if found is not None:
+            state, tensors = found
+            self.optimizer.load(tensors)
+            self.step, self.tokens = state.step, state.tokens
 
 
 def export_newest(config: RunConfig, model: DeepseekV2 | RewardModel, folder: Path) -> int:

@@ -94,10 +94,16 @@ def test_questions_have_the_results_that_verify_them(recipe: Any) -> None:
         assert not held_out(a, b)
 
 
-def test_questions_may_be_differences_alone(recipe: Any) -> None:
-    asked = list(recipe("sums").questions(300, additions=0.0))
-    numbers = [[int(n) for n in re.findall(r"\d+", question["messages"][0]["content"])] for question in asked]
-    assert all(int(question["answer"]) == abs(a - b) for question, (a, b, *_) in zip(asked, numbers, strict=True))
+def test_of_easy_questions_a_share_is_asked(recipe: Any) -> None:
+    """Without any, all are differences of three digits; by default most are."""
+    for easy, least, most in ((0.0, 1.0, 1.0), (0.15, 0.6, 0.95)):
+        asked = list(recipe("sums").questions(300, easy=easy))
+        numbers = [[int(n) for n in re.findall(r"\d+", question["messages"][0]["content"])] for question in asked]
+        hard = sum(
+            int(question["answer"]) == abs(a - b) and max(a, b) > 99
+            for question, (a, b, *_) in zip(asked, numbers, strict=True)
+        )
+        assert least <= hard / len(asked) <= most
 
 
 def test_what_is_asked_is_also_worked_out(recipe: Any) -> None:

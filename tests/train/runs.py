@@ -123,7 +123,7 @@ class Interrupted:
     def batch(self, index: int) -> Batch:
         if index == self.at:
             assert self.trainer is not None
-            self.trainer.stopping = True
+            self.trainer.stopping.asked = True
         return self.inner.batch(index)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +43,7 @@ from tests.fixtures import TINY_LITE, TINY_V2
 from tests.train.alignment import grpo_recipe, low_ids, make_init, toy_trainer, user, write_lines
 from tests.train.runs import TINY, same
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Many small products: threads would wait for each other more than they help."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_init(tmp_path_factory.mktemp("grpo-init"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ def test_the_name_says_what_kind_of_picture(out: Path, tmp_path: Path) -> None:
     assert run(["train", "plot", str(out), "--picture", str(tmp_path / "run.svg")]) == 0
     text = (tmp_path / "run.svg").read_text()
     assert "<svg" in text
-    assert "1 layers of 4 experts" in text.replace("&#160;", " ") or "<!-- 1 layers of 4 experts -->" in text
+    assert all(f"<!-- {label} -->" in text for label in ("1 layers of 4 experts", "% of the peak", "expert loss"))
+    assert "<!-- device loss -->" not in text, "its factor is 0"
 
 
 def test_a_line_that_a_kill_tore_is_left_out(out: Path) -> None:

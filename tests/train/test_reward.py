@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,21 +22,10 @@ from leadline.train.comparisons import Comparisons, batches
 from leadline.train.metrics import read_records
 from leadline.train.plot import plot_run
 from leadline.train.reward import RewardConfig, RewardTrainer, load_reward_model, reward, starting_model
-from tests.train.alignment import make_init, reward_recipe, user, write_lines
+from tests.train.alignment import reward_recipe, user, write_lines
 from tests.train.runs import TINY, same
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_init(tmp_path_factory.mktemp("reward-init"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -183,7 +171,7 @@ def test_a_stopped_run_goes_on_to_the_bit(config: RewardConfig, tmp_path: Path) 
     step = stopped.train_step
 
     def interrupted() -> dict[str, float]:
-        stopped.stopping = stopped.step == 2
+        stopped.stopping.asked = stopped.step == 2
         return step()
 
     stopped.train_step = interrupted  # type: ignore[method-assign]
