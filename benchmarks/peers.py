@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 THREADS = 2
 PREFILL, LONG_PREFILL = [128, 512], [2048]
 DECODE = [(128, 16, 1), (8, 4, 16)]
+BATCH = "decode 8 x 16"
 LONG_DECODE = [(2048, 16, 1)]
 
 TEMPLATE = """\
@@ -48,7 +49,8 @@ llama-cpp-python {llama}. Measured in the same rounds: memory read {read:.1f} GB
 {rows}
 
 Decode's bound at {read:.1f} GB/s is {bound:.1f} tokens/s for leadline's {megabytes:,.0f} MB a token: it reaches
-{share:.0%} of it at context 128.
+{share:.0%} of it at context 128. Sixteen sequences meet experts for {batch_gb:.1f} GB a step, which bounds them at
+{batch_bound:.0f} tokens/s together: {batch_share:.0%}.
 
 | | {engines} |
 |---|{rule}
@@ -146,6 +148,8 @@ def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
     read = statistics.median(each["limits"]["read"] for each in rounds)
     ours = rounds[0]["leadline"]
     bound = read * 1e9 / ours["read_bytes"]
+    batch_bytes = statistics.median(each["leadline"]["step_bytes"][BATCH] for each in rounds)
+    batch_bound = 16 * read * 1e9 / batch_bytes
     rows = [_row(case, names, rates) for case in rates["leadline"]]
     text = TEMPLATE.format(
         **describe(),
@@ -161,6 +165,9 @@ def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
         rows="\n".join(rows),
         bound=bound,
         megabytes=ours["read_bytes"] / 1e6,
+        batch_gb=batch_bytes / 1e9,
+        batch_bound=batch_bound,
+        batch_share=statistics.median(rates["leadline"][BATCH]) / batch_bound,
         share=statistics.median(rates["leadline"]["decode 128"]) / bound,
         loads=" | ".join(f"{statistics.median(_all(rounds, name, 'load_seconds')):.1f}" for name in names),
         memory=" | ".join(f"{max(_all(rounds, name, 'rss')) / 2**30:.1f}" for name in names),

@@ -94,18 +94,19 @@ class Engine:
         self.prefill(length, self.tables(1, length)[0])
         return length / (time.perf_counter() - started)
 
-    def time_decode(self, context: int, tokens: int, sequences: int) -> float:
-        """All sequences' tokens a second; the median of the steps."""
+    def time_decode(self, context: int, tokens: int, sequences: int) -> tuple[float, float]:
+        """All sequences' tokens a second, the median of the steps; and the bytes that a step really read, on average:
+        of the experts those that were met."""
         tables = self.tables(sequences, context + tokens)
         for table in tables:
             self.prefill(context, table)
-        times = []
+        times, before = [], self.model.bytes_read
         for place in range(context, context + tokens):
             ids_T = self.random_ids(sequences)
             started = time.perf_counter()
             self.step(ids_T, [place] * sequences, [1] * sequences, tables)
             times.append(time.perf_counter() - started)
-        return sequences / statistics.median(times)
+        return sequences / statistics.median(times), (self.model.bytes_read - before) / tokens
 
 
 @torch.inference_mode()
@@ -113,12 +114,12 @@ def main() -> None:
     folder, case = Path(sys.argv[1]), json.loads(sys.argv[2])
     engine = Engine(folder, case)
     engine.time_prefill(16)  # warms the threads
-    found: dict[str, float] = {}
+    found, step_bytes = dict[str, float](), dict[str, float]()
     for length in case["prefill"]:
         found[f"prefill {length}"] = engine.time_prefill(length)
     for context, tokens, sequences in case["decode"]:
         name = f"decode {context}" if sequences == 1 else f"decode {context} x {sequences}"
-        found[name] = engine.time_decode(context, tokens, sequences)
+        found[name], step_bytes[name] = engine.time_decode(context, tokens, sequences)
     rss = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     all_regions = regions(engine.config, read_manifest(folder, engine.config).recipe)
     result = {
@@ -127,6 +128,7 @@ def main() -> None:
         "rss": rss,
         "isa": engine.model.isa,
         "active_bits": active_bits(all_regions, engine.config),
+        "step_bytes": step_bytes,
         "read_bytes": read_bytes(all_regions, engine.config),
     }
     print(json.dumps(result))
