@@ -221,8 +221,8 @@ def test_serving_with_accounts_prints_a_key_that_works(tiny_lite_folder: Path, t
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     requests = [line for line in lines if line["logger"] == "leadline.access"]
     assert [(line["message"], line["status"]) for line in requests][:2] == [
-        ("GET /models", 401),
-        ("POST /chat/completions", 200),
+        ("GET /v1/models", 401),
+        ("POST /v1/chat/completions", 200),
     ]
     assert requests[1]["account"] == owner_card["id"]
     assert "who are you" not in json.dumps(lines), "no prompt is written down"
