@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator
 from typing import Any
 
@@ -122,8 +123,12 @@ def test_broken_bodies(site: Site, kind: str) -> None:
 
 
 def test_thirty_three_megabytes(site: Site) -> None:
-    operator = site.operator()
+    """Refused; where the connection closes on one who goes on sending, the answer may be lost (leadline/server/body.py)."""
+    operator, refused = site.operator(), 0
     for path in ("/api/login", "/api/chats", "/api/import", "/api/temporary", "/api/v0/chat/completions"):
-        answer = operator.post(path, json={"content": "x" * (33 << 20)})
-        assert answer.status_code in (401, 413), path
+        with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+            answer = operator.post(path, json={"content": "x" * (33 << 20)})
+            assert answer.status_code in (401, 413), path
+            refused += 1
+    assert refused
     assert operator.get("/api/account").status_code == 200
