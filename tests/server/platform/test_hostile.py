@@ -123,7 +123,7 @@ def test_broken_bodies(site: Site, kind: str) -> None:
 
 
 def test_thirty_three_megabytes(site: Site) -> None:
-    """Refused; where the connection closes on one who goes on sending, the answer may be lost (leadline/server/body.py)."""
+    """Refused; the answer may be lost where the connection closes on one who goes on sending (server/body.py)."""
     operator, refused = site.operator(), 0
     for path in ("/api/login", "/api/chats", "/api/import", "/api/temporary", "/api/v0/chat/completions"):
         with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
