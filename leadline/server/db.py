@@ -8,7 +8,6 @@ database up to date. The ledger and the audit log are append-only, and triggers 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -37,6 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from leadline.errors import ConfigError
 from leadline.server.migrations import upgrade
+from leadline.server.turn import Turn
 
 BUSY_MILLISECONDS = 10_000  # another process, `leadline admin` say, may be writing
 
@@ -346,9 +346,7 @@ class Database:
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         # Writers of one process queue here, in order, and not in SQLite's polling; PostgreSQL needs no queue.
-        self._turn: contextlib.AbstractAsyncContextManager[Any] = (
-            asyncio.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
-        )
+        self._turn = Turn() if engine.dialect.name == "sqlite" else None
 
     @classmethod
     async def open(cls, url: str, *, durable: bool = True) -> Database:
@@ -369,9 +367,10 @@ class Database:
             yield connection
 
     @contextlib.asynccontextmanager
-    async def write(self) -> AsyncGenerator[AsyncConnection, None]:
-        """All or nothing, one writer at a time on SQLite."""
-        async with self._turn, self.engine.connect() as connection:
+    async def write(self, *, urgent: bool = False) -> AsyncGenerator[AsyncConnection, None]:
+        """All or nothing, one writer at a time on SQLite, `urgent` ones before all that wait."""
+        turn = contextlib.nullcontext() if self._turn is None else self._turn.take(urgent=urgent)
+        async with turn, self.engine.connect() as connection:
             await connection.execution_options(leadline_write=True)
             async with connection.begin():
                 yield connection
