@@ -123,7 +123,7 @@ def test_broken_bodies(site: Site, kind: str) -> None:
 
 
 def test_thirty_three_megabytes(site: Site) -> None:
-    """Refused, by right or size; the answer may be lost where the connection closes on one who goes on sending (server/body.py)."""
+    """Refused, by right or size; where the connection closes on one who still sends, the answer may be lost."""
     operator, refused = site.operator(), 0
     for path in ("/api/login", "/api/chats", "/api/import", "/api/temporary", "/api/v0/chat/completions"):
         with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
