@@ -111,9 +111,8 @@ class Meters:
         self.live: dict[str, HoldMeter] = {}
         self.settled = 0  # nano-units that this process has billed
         self._written: dict[str, tuple[Usage, float]] = {}
-        self._snapshot = (
-            math.inf
-        )  # the loop's time of the last counts that were written down; infinite while nobody does
+        # The loop's time of the last counts that were written down; infinite while nobody does.
+        self._snapshot = math.inf
         self._progress = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: list[tuple[Settlement, asyncio.Future[None]]] = []

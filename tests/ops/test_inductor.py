@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,10 @@ from tests.ops.test_registry import evaluate, to_float64
 COMPILED = (*inductor.FIXED, softmax_nll)
 DOCUMENTS = [70, 70, 33, 64, 91]
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
-
-
-@pytest.fixture(autouse=True)
-def _kernels_as_before() -> Iterator[None]:
-    """Other tests go on with what they had."""
-    before = {name: list(each.kernels) for name, each in OPS.items()}
-    yield
-    for name, kernels in before.items():
-        OPS[name].kernels[:] = kernels
+pytestmark = [
+    pytest.mark.usefixtures("kernels_as_before"),
+    pytest.mark.filterwarnings("ignore"),  # the compiler's own
+]
 
 
 def test_without_a_compiler_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:

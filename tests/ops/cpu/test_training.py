@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leadline.ops.attention import expanded_attention
 from leadline.ops.cpu import training
-from leadline.ops.dispatch import OPS, Op
+from leadline.ops.dispatch import Op
 from leadline.ops.experts import routed_experts
 from leadline.ops.norm import rms_norm
 from leadline.train.loss import softmax_nll
@@ -19,17 +19,10 @@ from tests.ops.cases import normal
 from tests.ops.compare import TOLERANCE, difference
 from tests.ops.test_registry import evaluate, to_float64
 
+pytestmark = pytest.mark.usefixtures("kernels_as_before")
+
 BF16 = torch.bfloat16
 Case = tuple[Op[..., Any], Callable[..., Any], Callable[[], tuple[Any, ...]], tuple[int, ...]]
-
-
-@pytest.fixture(autouse=True)
-def _kernels_as_before() -> Iterator[None]:
-    """Other tests go on with what they had."""
-    before = {name: list(each.kernels) for name, each in OPS.items()}
-    yield
-    for name, kernels in before.items():
-        OPS[name].kernels[:] = kernels
 
 
 def documents(*lengths: int, heads: int = 2, width: int = 48, values: int = 32) -> Callable[[], tuple[Any, ...]]:

@@ -96,14 +96,20 @@ def test_of_a_long_conversation_the_beginnings_are_shown(titled: Site) -> None:
     assert len(prompt_ids) < len(titled.live.engine.requests[-2].prompt_ids) / 2
 
 
-def test_a_rename_on_the_way_wins(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    released = threading.Event()
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Titles come when it is set."""
+    event = threading.Event()
 
     async def held(self: Titler, request: EngineRequest) -> tuple[str, str | None]:
-        await asyncio.to_thread(released.wait, 20)
+        await asyncio.to_thread(event.wait, 20)
         return TITLE, "stop"
 
     monkeypatch.setattr(Titler, "_answer", held)
+    return event
+
+
+def test_a_rename_on_the_way_wins(tokenizer: Tokenizer, tmp_path: Path, released: threading.Event) -> None:
     with live_site(tokenizer, tmp_path, options={"titles": "model"}) as site:
         person = Person(site)
         renamed, deleted = asked(person, "Hello"), asked(person, "Hello")
@@ -134,14 +140,7 @@ def test_where_it_goes_wrong_the_first_words_stay(tokenizer: Tokenizer, tmp_path
         assert len(asked_for_titles(site)) == 1
 
 
-def test_one_account_has_a_few_at_a_time(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    released = threading.Event()
-
-    async def held(self: Titler, request: EngineRequest) -> tuple[str, str | None]:
-        await asyncio.to_thread(released.wait, 20)
-        return TITLE, "stop"
-
-    monkeypatch.setattr(Titler, "_answer", held)
+def test_one_account_has_a_few_at_a_time(tokenizer: Tokenizer, tmp_path: Path, released: threading.Event) -> None:
     with live_site(tokenizer, tmp_path, options={"titles": "model"}) as site:
         person, other = Person(site), Person(site)
         mine = [asked(person, "Hello") for _ in range(EACH + 2)]
