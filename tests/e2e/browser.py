@@ -33,7 +33,8 @@ CHOSEN = """(chosen) => {
 }"""
 SETTLED = """async () => {
   for (let frames = 0; frames < 2; frames++) await new Promise(requestAnimationFrame)
-  await Promise.allSettled(document.getAnimations().map((each) => each.finished))
+  for (let moving; (moving = document.getAnimations()).length > 0; await new Promise(requestAnimationFrame))
+    await Promise.allSettled(moving.map((each) => each.finished))
 }"""
 DESK = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.browser import DESK, PHONE, Visitor, aside, visitor
+from tests.e2e.browser import CHOSEN, DESK, PHONE, Visitor, aside, visitor
 from tests.e2e.website.conftest import MONEY
 from tests.server.platform.site import Site
 
@@ -99,6 +99,16 @@ def test_a_chat_is_sound_with_all_that_is_in_it(still: Visitor) -> None:
     assert every_look(still, "an answer") == []
     still.composer.press("ArrowUp")
     assert every_look(still, "an edit") == []
+
+
+def test_with_reduced_motion_another_theme_is_there_at_once(still: Visitor) -> None:
+    """No colour fades: inherited ones would do so from each element to the next, for as long as the page is deep."""
+    still.ask("something rich")
+    still.page.evaluate(CHOSEN, {"theme": "dark"})
+    moving = still.page.evaluate(
+        "new Promise((then) => requestAnimationFrame(() => then(document.getAnimations().length)))"
+    )
+    assert moving == 0
 
 
 def test_dialogs_are_sound_too(still: Visitor) -> None:
