@@ -9,10 +9,12 @@ that were met.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ class Row:
     what: str
     verb: str
     options: tuple[str, ...]
+    beside: bool = False
+    """Another process keeps one of the cores busy."""
 
 
 def lengths(option: str, *values: int) -> tuple[str, ...]:
@@ -53,6 +57,10 @@ PARTS = {
         Row("8 layers, int4, AVX2", "decode", (*SLICE, "--isa", "avx2", "--tokens", "16", "--runs", "3")),
         Row("8 layers, int4, AVX2", "prefill", (*SLICE, "--isa", "avx2", "--runs", "2")),
     ],
+    "busy": [
+        Row("8 layers, int4, beside a busy process", "decode", (*SLICE, "--tokens", "24", "--runs", "3"), beside=True),
+        Row("8 layers, int4, beside a busy process", "prefill", (*SLICE, "--runs", "2"), beside=True),
+    ],
     "long": [Row("8 layers, int4", "decode", (*SLICE, "--tokens", "16", "--runs", "1", "--contexts", "8192"))],
     "embedded": [
         Row("embedded model, exact", "decode", ("--runs", "5")),
@@ -61,9 +69,20 @@ PARTS = {
 }
 
 
+@contextlib.contextmanager
+def busy() -> Iterator[None]:
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        other.kill()
+        other.wait()
+
+
 def measure(row: Row) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "leadline", "bench", row.verb, *row.options, "--json"]
-    shown = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    with busy() if row.beside else contextlib.nullcontext():
+        shown = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return [{"subject": row.what, "kernels": shown["kernels"], **result} for result in shown["results"]]
 
 
@@ -87,7 +106,7 @@ def table(found: dict[str, Any]) -> str:
         bound = row["bound"]
         share = ["", ""] if bound is None else [f"{bound:,.1f}", f"{row['tokens_per_second'] / bound:.0%}"]
         lines.append(f"| {row['subject']} | {row['what']} | {rate} | {share[0]} | {share[1]} |")
-    return "\n".join([*lines, "", "`python benchmarks/kernels.py whole slice long embedded` makes this table.", ""])
+    return "\n".join([*lines, "", "`python benchmarks/kernels.py` makes this table.", ""])
 
 
 def main() -> None:

@@ -32,6 +32,8 @@ PREFILL, LONG_PREFILL = [128, 512], [2048]
 DECODE = [(128, 16, 1), (8, 4, 16)]
 BATCH = "decode 8 x 16"
 LONG_DECODE = [(2048, 16, 1)]
+AVX2 = "leadline, AVX2"
+"""leadline without AVX-512: what a machine like most laptops would run, beside peers that use all this one has."""
 
 TEMPLATE = """\
 # On a CPU, beside its peers
@@ -101,15 +103,17 @@ def measure(name: str, options: argparse.Namespace, long: bool) -> dict[str, Any
         "mmap": True,
     }
     home: Path = options.home
-    if name == "leadline":
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+    if name in (AVX2, "leadline"):
         command = [sys.executable, HERE / "peers_leadline.py", home / "leadline"]
+        if name == AVX2:
+            environment["LEADLINE_ISA"] = "avx2"
     else:
         ik = (options.ik, "ik_llama_cpp._ctypes_api")
         python, module = (options.llama, "llama_cpp") if name == "llama.cpp" else ik
         if name == "ik_llama.cpp":
             case["options"] = {"flash_attn": False}  # it aborts on the sums that random weights give
         command = [python, HERE / "peers_llama.py", module, home / "lite.gguf"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     done = subprocess.run([*command, json.dumps(case)], env=environment, capture_output=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr.decode(errors='replace')[-2000:]}")
@@ -118,7 +122,8 @@ def measure(name: str, options: argparse.Namespace, long: bool) -> dict[str, Any
 
 
 def engines(options: argparse.Namespace) -> list[str]:
-    return ["leadline"] + (["llama.cpp"] if options.llama else []) + (["ik_llama.cpp"] if options.ik else [])
+    peers = (["llama.cpp"] if options.llama else []) + (["ik_llama.cpp"] if options.ik else [])
+    return ["leadline", *peers, *([AVX2] if options.avx2 else [])]
 
 
 def run(options: argparse.Namespace) -> None:
@@ -139,7 +144,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
-    names = [name for name in ("leadline", "llama.cpp", "ik_llama.cpp") if name in rounds[0]]
+    names = [name for name in ("leadline", "llama.cpp", "ik_llama.cpp", AVX2) if name in rounds[0]]
     cases = list(dict.fromkeys(case for rates in _rates(rounds, "leadline") for case in rates))
     rates = {
         name: {case: [rates[case] for rates in _rates(rounds, name) if case in rates] for case in cases}
@@ -198,8 +203,9 @@ def _row(case: str, names: list[str], rates: dict[str, dict[str, list[float]]]) 
         found = rates[name].get(case, [])
         spread = f" ({min(found):.1f}-{max(found):.1f})" if len(found) > 1 else ""
         cells.append(f"{statistics.median(found):.1f}{spread}" if found else "")
-    others = [statistics.median(rates[name][case]) for name in names[1:] if rates[name].get(case)]
-    ratio = f"{statistics.median(rates['leadline'][case]) / max(others):.1f} x" if others else ""
+    middle = {name: statistics.median(rates[name][case]) for name in names if rates[name].get(case)}
+    others = [rate for name, rate in middle.items() if name not in ("leadline", AVX2)]
+    ratio = f"{middle['leadline'] / max(others):.1f} x" if others else ""
     return f"| {case} | {' | '.join(cells)} | {ratio} |"
 
 
@@ -213,7 +219,7 @@ def draw(path: Path, names: list[str], rates: dict[str, dict[str, list[float]]])
     figure, axes = plt.subplots(1, len(cases), figsize=(2.1 * len(cases), 3.2), layout="constrained")
     for axis, case in zip(axes, cases, strict=True):
         values = [statistics.median(rates[name][case]) if rates[name].get(case) else 0.0 for name in names]
-        axis.bar(names, values, color=["#1f6f8b", "#c9b38c", "#b08968"][: len(names)])
+        axis.bar(names, values, color=["#1f6f8b", "#c9b38c", "#b08968", "#7fb3c4"][: len(names)])
         axis.set_title(case, fontsize=9)
         axis.tick_params(axis="x", rotation=60, labelsize=8)
     axes[0].set_ylabel("tokens/s")
@@ -228,6 +234,7 @@ def main() -> None:
     parser.add_argument("--llama", type=Path)
     parser.add_argument("--llama-version", default="")
     parser.add_argument("--ik", type=Path)
+    parser.add_argument("--avx2", action="store_true", help="leadline on AVX2 alone as well")
     parser.add_argument("--long", action="store_true", help="contexts of 2,048 too: minutes for some")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--note", default="", help="a line under the table")

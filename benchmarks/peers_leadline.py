@@ -21,8 +21,9 @@ from leadline.checkpoint.pack import active_bits, bits_per_weight, read_bytes
 from leadline.checkpoint.quantise import Report, write_folder
 from leadline.checkpoint.quantised import FILE, checksums, create_file, load_block, read_manifest
 from leadline.checkpoint.recipes import Recipe
-from leadline.checkpoint.regions import Region, regions, total_bytes
+from leadline.checkpoint.regions import regions, total_bytes
 from leadline.checkpoint.source import EMBEDDED
+from leadline.checkpoint.synthetic import fill_regions
 from leadline.engine.bind import from_regions
 from leadline.model.batch import ForwardBatch
 from leadline.model.cache import PAGE_SIZE, PagedCache
@@ -30,35 +31,17 @@ from leadline.model.config import V2_LITE, ModelConfig
 from leadline.model.cpu import CpuModel
 
 RECIPE: Recipe = "int4"
-BLOCK = (1 << 24) - 3  # random bytes repeat at this odd length: seconds instead of minutes
-STEPS = {"int4": 4.6, "int8": 73.9}  # standard deviation of uniform codes, in steps
 
 
 def write_random_folder(folder: Path, layers: int = V2_LITE.num_hidden_layers) -> None:
-    """A quantised folder whose codes are random bytes under one scale, written region by region."""
+    """A quantised folder of random weights, written region by region."""
     config = dataclasses.replace(V2_LITE, num_hidden_layers=layers)
     found = regions(config, RECIPE)
     folder.mkdir(parents=True, exist_ok=True)
     block = create_file(folder / FILE, found)
-    noise = torch.randint(1, 256, (BLOCK,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    for region in found.values():
-        fill(region, block[region.offset : region.offset + region.nbytes], noise)
+    fill_regions(found, block)
     report = Report(RECIPE, total_bytes(found), bits_per_weight(found), active_bits(found, config), {})
     write_folder(EMBEDDED, folder, config, report, checksums(block, found))
-
-
-def fill(region: Region, data: Tensor, noise: Tensor) -> None:
-    if region.layout is None or not region.layout.quantised:
-        kind = region.dtype if region.layout is None else {"f32": "float32", "bf16": "bfloat16"}[region.layout.format]
-        values = data.view(getattr(torch, kind))
-        values.fill_(1.0) if len(region.shape) == 1 else values.normal_(0.0, 0.02)
-        return
-    for start in range(0, len(data), BLOCK):
-        part = data[start : start + BLOCK]
-        part.copy_(noise[: len(part)])
-    panels = data.view(-1, region.layout.panel_bytes)
-    scale = torch.tensor([0.02 / STEPS[region.layout.format]], dtype=torch.float16).view(torch.uint8)
-    panels[:, : region.layout.scale_bytes] = scale.repeat(region.layout.scale_bytes // 2)
 
 
 class Engine:

@@ -26,17 +26,30 @@ def random_regions(config: ModelConfig, recipe: Recipe, *, seed: int = 0, std: f
     """Every region of this recipe, filled."""
     wanted = regions(config, recipe)
     block = allocate(total_bytes(wanted))
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randint(1, 256, (min(NOISE_BYTES, total_bytes(wanted)),), dtype=torch.uint8, generator=generator)
-    for region in wanted.values():
-        _fill(region, block, noise, generator, std)
+    fill_regions(wanted, block, seed=seed, std=std)
     return {name: region.view(block) for name, region in wanted.items()}
 
 
-def _fill(region: Region, block: Tensor, noise: Tensor, generator: torch.Generator, std: float) -> None:
+def fill_regions(wanted: dict[str, Region], block: Tensor, *, seed: int = 0, std: float = 0.02) -> None:
+    """Random weights into a block that has room for these regions; it may be a file's."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {name: _noise(name, min(NOISE_BYTES, len(block)), generator) for name in DEVIATION}
+    for region in wanted.values():
+        _fill(region, block, noise, generator, std)
+
+
+def _noise(name: str, count: int, generator: torch.Generator) -> Tensor:
+    """Bytes of codes whose mean is zero: with any other, all tokens look alike a few layers on and choose the same
+    experts."""
+    codes = [torch.randint(1, 1 << BITS[name], (count,), dtype=torch.uint8, generator=generator) for _ in range(2)]
+    return codes[0] | codes[1] << 4 if BITS[name] == 4 else codes[0]
+
+
+def _fill(region: Region, block: Tensor, noise: dict[str, Tensor], generator: torch.Generator, std: float) -> None:
     data = block[region.offset : region.offset + region.nbytes]
     if region.layout is not None and region.layout.quantised:
-        _fill_codes(data, region.layout, noise, std, int(torch.randint(len(noise), (1,), generator=generator)))
+        codes = noise[region.layout.format]
+        _fill_codes(data, region.layout, codes, std, int(torch.randint(len(codes), (1,), generator=generator)))
     elif len(region.shape) == 1:
         data.view(torch.float32).fill_(1.0)
     else:

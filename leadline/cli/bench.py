@@ -211,12 +211,15 @@ def _load(subject: Subject, placement: Literal["map", "copy"], tokens: int) -> t
 
 
 def _add(engine: Engine, count: int, length: int, tokens: int) -> None:
+    """Random prompts. Several draw their tokens, each by a seed of its own: greedy, random weights would soon say the
+    same in all of them, and choose the same experts."""
     if length + tokens > engine.limit:
         raise InvalidRequest(f"{length} + {tokens} tokens do not fit a context of {engine.limit}")
     chance = random.Random(length)
-    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+    temperature = 1.0 if count > 1 else 0.0
     for number in range(count):
         ids = tuple(chance.randrange(engine.info.vocab_size) for _ in range(length))
+        params = SamplingParams(temperature=temperature, seed=number, max_tokens=tokens, ignore_eos=True)
         engine.add(EngineRequest(f"bench-{number}", ids, params))
 
 
