@@ -12,7 +12,7 @@ from leadline.errors import ConfigError
 from leadline.model.cpu import handle
 from leadline.ops.attention import absorbed_attention
 from leadline.ops.cpu import native
-from leadline.ops.cpu.layout import Format, Layout, Packed, interleave, pack, unpack, unpack_codes
+from leadline.ops.cpu.layout import Format, Layout, Packed, interleave, pack, pack_codes, unpack, unpack_codes
 from leadline.ops.experts import swiglu
 from leadline.ops.norm import rms_norm
 from tests.ops.cases import Paged, normal
@@ -111,6 +111,19 @@ def test_negative_scales_and_every_code(isa: str, format: Format) -> None:
     )
     packed, x_TK = Packed(layout, data), normal(3, 64, dtype=torch.float32) * 3
     torch.testing.assert_close(linear(isa, packed, x_TK).double(), expected_linear(packed, x_TK), rtol=1e-5, atol=1e-3)
+
+
+@each_set
+@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_the_greatest_sums_of_int4_are_exact(isa: str, group: int, rows: int) -> None:
+    """Every code 15 or 0 and every activation at the end of its range: where a sum is kept in 16 bits it must fit."""
+    codes_NK = torch.full((16, 192), 15, dtype=torch.uint8)
+    codes_NK[1::2] = 0
+    packed = pack_codes(codes_NK, torch.ones(16, 192 // group, dtype=torch.float16), "int4", group, 192)
+    x_TK = torch.ones(rows, 192) * torch.tensor([1.0, -1.0] * rows)[:rows, None]
+    expected_TN = 192 * torch.tensor([7.0, -8.0] * 8) * x_TK[:, :1]
+    torch.testing.assert_close(linear(isa, packed, x_TK), expected_TN, rtol=1e-6, atol=0)
 
 
 @each_set

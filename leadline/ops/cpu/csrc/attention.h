@@ -21,6 +21,20 @@ constexpr int kValueQueries = 4, kValueVectors = 1;
 #endif
 using Scores = Floats[kScoreBlock][kScoreBlock];
 
+// What is read next, asked for a line at a time between products.
+class Lines {
+  public:
+    explicit Lines(const Context& context)
+        : next_(context.ahead ? context.ahead : static_cast<const char*>(context.rows)), end_(next_ + context.ahead_bytes) {}
+    void ask() {
+        __builtin_prefetch(next_);
+        next_ += next_ < end_ ? 64 : 0;
+    }
+
+  private:
+    const char *next_, *end_;
+};
+
 // ---- products of float32, with rows of either kind -----------------------------------------------------------------
 
 inline void dot_rows(const float* const* q, const float* const* rows, int width, Scores& acc) {
@@ -61,12 +75,13 @@ inline void each_token(int visible, Function f) {
 
 template <int QUERIES, int VECTORS, class ROW>
 inline void values_block(const float (*weights)[kSegment], const ROW* const* rows, int visible, int column, float* out,
-                         int64_t stride) {
+                         int64_t stride, Lines& lines) {
     Floats acc[QUERIES][VECTORS];
     for (auto& line : acc)
         for (Floats& each : line) each = zero();
     each_token<ROW>(visible, [&](int t) {
         Floats r[VECTORS];
+        lines.ask();
         for (int v = 0; v < VECTORS; ++v) r[v] = read(rows[t] + column + 16 * v);
         for (int i = 0; i < QUERIES; ++i) {
             Floats p = set1(weights[i][t]);
@@ -79,12 +94,12 @@ inline void values_block(const float (*weights)[kSegment], const ROW* const* row
 
 template <int QUERIES, class ROW>
 inline void values(const float (*weights)[kSegment], const ROW* const* rows, int visible, int width, float* out,
-                   int64_t stride) {
+                   int64_t stride, Lines& lines) {
     int column = 0;
     for (; column + 16 * kValueVectors <= width; column += 16 * kValueVectors)
-        values_block<QUERIES, kValueVectors>(weights, rows, visible, column, out, stride);
+        values_block<QUERIES, kValueVectors>(weights, rows, visible, column, out, stride, lines);
     for (; column + 16 <= width; column += 16)
-        values_block<QUERIES, 1>(weights, rows, visible, column, out, stride);
+        values_block<QUERIES, 1>(weights, rows, visible, column, out, stride, lines);
     if (column < width)
         for (int i = 0; i < QUERIES; ++i) {
             Floats acc = zero();
@@ -129,10 +144,11 @@ inline void dot_rows(const Number* const* q, const uint16_t* const* rows, int wi
 // Up to 32 columns.
 template <int QUERIES, class Load>
 inline void values_block(const Number (*weights)[kSegment], const uint16_t* const* rows, int visible, int column,
-                         Load pairs, Floats (&acc)[QUERIES][2]) {
+                         Load pairs, Floats (&acc)[QUERIES][2], Lines& lines) {
     for (auto& line : acc) line[0] = zero(), line[1] = zero();
     for (int t = 0; t < visible; t += 2) {
         Pairs r[2];
+        lines.ask();
         interleave(pairs(rows[t] + column), pairs(rows[t + 1] + column), r[0], r[1]);
         for (int i = 0; i < QUERIES; ++i) {
             Pairs p = set1_pair(weights[i] + t);
@@ -144,17 +160,18 @@ inline void values_block(const Number (*weights)[kSegment], const uint16_t* cons
 
 template <int QUERIES>
 inline void values(const Number (*weights)[kSegment], const uint16_t* const* rows, int visible, int width, float* out,
-                   int64_t stride) {
+                   int64_t stride, Lines& lines) {
     Floats acc[QUERIES][2];
     int column = 0;
     for (; column + 32 <= width; column += 32) {
-        values_block<QUERIES>(weights, rows, visible, column, load_pairs, acc);
+        values_block<QUERIES>(weights, rows, visible, column, load_pairs, acc, lines);
         for (int i = 0; i < QUERIES; ++i)
             for (int v = 0; v < 2; ++v) store(out + i * stride + column + 16 * v, acc[i][v]);
     }
     if (column == width) return;
     const int left = width - column;
-    values_block<QUERIES>(weights, rows, visible, column, [=](const uint16_t* p) { return load_pairs_some(p, left); }, acc);
+    values_block<QUERIES>(
+        weights, rows, visible, column, [=](const uint16_t* p) { return load_pairs_some(p, left); }, acc, lines);
     for (int i = 0; i < QUERIES; ++i) {
         store_n(out + i * stride + column, acc[i][0], left < 16 ? left : 16);
         if (left > 16) store_n(out + i * stride + column + 16, acc[i][1], left - 16);
@@ -261,12 +278,14 @@ void segment_scores(const NUMBER* const* q, int queries, float scale, int width,
 }
 
 template <class NUMBER, class ROW>
-void segment_values(const NUMBER (*weights)[kSegment], int queries, int width, const ROW* const* rows, int visible,
-                    float* out, int64_t stride) {
+void segment_values(const NUMBER (*weights)[kSegment], int queries, const Context& context, const ROW* const* rows,
+                    int visible, float* out, int64_t stride) {
+    const int width = context.values;
+    Lines lines(context);
     int i = 0;
     for (; i + kValueQueries <= queries; i += kValueQueries)
-        values<kValueQueries>(weights + i, rows, visible, width, out + i * stride, stride);
-    for (; i < queries; ++i) values<1>(weights + i, rows, visible, width, out + i * stride, stride);
+        values<kValueQueries>(weights + i, rows, visible, width, out + i * stride, stride, lines);
+    for (; i < queries; ++i) values<1>(weights + i, rows, visible, width, out + i * stride, stride, lines);
 }
 
 // `queries` is at most kHeads; of q and rows the last one stands in the places after it.
@@ -275,7 +294,7 @@ void segment_of(const float* const* q, int queries, float scale, const Context& 
     alignas(64) float weights[kHeads][kSegment];
     segment_scores(q, queries, scale, context.width, rows, visible, weights);
     for (int i = 0; i < queries; ++i) soften(weights[i], visible, most + i, sum + i);
-    segment_values(weights, queries, context.values, rows, visible, out, out_stride);
+    segment_values(weights, queries, context, rows, visible, out, out_stride);
 }
 
 // Not inlined, so that nothing of it leaves the scope of `DenormalsAreZero`.
@@ -293,7 +312,7 @@ __attribute__((noinline)) void segment_of(const float* const* q, int queries, fl
         soften(scores[i], visible, most + i, sum + i);
         sum[i] = round_weights(scores[i], visible, weights[i]);
     }
-    segment_values(weights, queries, context.values, rows, visible, out, out_stride);
+    segment_values(weights, queries, context, rows, visible, out, out_stride);
 }
 
 // Calls f(t, page, offset) for the tokens from `first` on.

@@ -82,6 +82,8 @@ struct Context {
     int width = 0, values = 0;
     const int64_t* pages = nullptr;
     int page_size = 0;
+    const char* ahead = nullptr;  // memory that will be read next, and is asked for meanwhile
+    int64_t ahead_bytes = 0;
 };
 
 // `queries` (up to 8) rows of width `context.width`, `stride` apart, over the `visible` tokens from `first` on: each

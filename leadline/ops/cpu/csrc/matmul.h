@@ -20,10 +20,28 @@ constexpr int kIntRows = 1, kIntPanels = 1;
 constexpr int kFloatRows = 1, kFloatPanels = 1;
 #endif
 constexpr int kRowBlock = 36;    // six whole tiles
+constexpr int kStreamRows = 3;   // of integers, that memory bounds: a panel at a time is one stream
 constexpr int kPrefetch = 4096;  // bytes ahead: about what memory delivers while one line is on its way
 
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
-inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// Asks for a panel's bytes `distance` ahead in the order in which they lie, scales and codes alike. Scales are met half a
+// line a group: on demand they would be a second stream beside the codes, and a hole in what is asked for ahead.
+class ReadAhead {
+  public:
+    ReadAhead() = default;
+    ReadAhead(const Matrix& w, const uint8_t* panel, size_t distance) : next_(panel + distance) {
+        for (size_t i = 0; i < w.scale_bytes; i += 64) prefetch(panel + i);
+    }
+    void line(int index) const { prefetch(next_ + 64 * index); }
+    void end_group(int group, int lines) {
+        next_ += 64 * lines;
+        if (group % 2) prefetch(next_), next_ += 64;
+    }
+
+  private:
+    const uint8_t* next_ = nullptr;
+};
 
 // A tile's rows: pointers, so that rows can be gathered.
 struct TileRows {
@@ -56,54 +74,95 @@ inline int32_t offset_of(int32_t sum) {
     return BITS == 4 ? -8 * sum : kSigned8 ? 0 : -128 * sum;
 }
 
+// A line of codes of each panel: those of the first columns, and of int4 those of the four after them.
+template <int NP, int BITS>
+struct CodeLines {
+    Bytes low[NP], high[NP];
+
+    CodeLines(const uint8_t* const* codes, int line) {
+        for (int p = 0; p < NP; ++p) {
+            const Bytes raw = load_bytes(codes[p] + 64 * line);
+            low[p] = BITS == 4 ? low_half(raw) : raw;
+            if (BITS == 4) high[p] = high_half(raw);
+        }
+    }
+};
+
+// sum += codes . rows over some lines of a group, which begins at column `column`.
+template <int MR, int NP, int BITS, bool FETCH>
+inline void add_lines(const uint8_t* const* codes, int first, int count, const TileRows& rows, int column,
+                      const ReadAhead* ahead, Ints (&sum)[MR][NP]) {
+#pragma GCC unroll 16
+    for (int b = first; b < first + count; ++b) {
+        const CodeLines<NP, BITS> line(codes, b);
+        for (int p = 0; FETCH && p < NP; ++p) ahead[p].line(b);
+        for (int m = 0; m < MR; ++m) {
+            const int8_t* x = rows.codes[m] + column + b * (BITS == 4 ? 8 : 4);
+            const Quad quad = load_quad(x);
+            for (int p = 0; p < NP; ++p)
+                sum[m][p] = BITS == 4 ? dot4(sum[m][p], line.low[p], quad) : dot8(sum[m][p], line.low[p], quad);
+            if (BITS == 4) {
+                const Quad next = load_quad(x + 4);
+                for (int p = 0; p < NP; ++p) sum[m][p] = dot4(sum[m][p], line.high[p], next);
+            }
+        }
+    }
+}
+
+#if defined(LEADLINE_AVX2)
+// The same for int4 by way of 16 bits: eight products of two fit, as many as four lines have.
+template <int MR, int NP, bool FETCH>
+inline void add_four_lines(const uint8_t* const* codes, int first, const TileRows& rows, int column,
+                           const ReadAhead* ahead, Ints (&sum)[MR][NP]) {
+    Words part[MR][NP];
+    for (auto& line : part)
+        for (Words& each : line) each = zero_words();
+#pragma GCC unroll 4
+    for (int b = first; b < first + 4; ++b) {
+        const CodeLines<NP, 4> line(codes, b);
+        for (int p = 0; FETCH && p < NP; ++p) ahead[p].line(b);
+        for (int m = 0; m < MR; ++m) {
+            const int8_t* x = rows.codes[m] + column + b * 8;
+            const Quad quad = load_quad(x), next = load_quad(x + 4);
+            for (int p = 0; p < NP; ++p) part[m][p] = dot4(dot4(part[m][p], line.low[p], quad), line.high[p], next);
+        }
+    }
+    for (int m = 0; m < MR; ++m)
+        for (int p = 0; p < NP; ++p) sum[m][p] = add_words(sum[m][p], part[m][p]);
+}
+#endif
+
 // Integer codes. Later blocks of rows find the panel in cache, so only the first, FETCH, reads ahead.
 template <int MR, int NP, int BITS, int GROUP, bool FETCH>
 void int_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, const TileOut& out) {
     const uint8_t* codes[NP];
     const uint16_t* scales[NP];
+    ReadAhead ahead[NP];
     for (int p = 0; p < NP; ++p) {
         scales[p] = reinterpret_cast<const uint16_t*>(panel + w.panel_bytes * p);
         codes[p] = panel + w.panel_bytes * p + w.scale_bytes;
+        if (FETCH) ahead[p] = {w, panel + w.panel_bytes * p, NP == 1 ? 2 * kPrefetch : w.panel_bytes * NP};
     }
     Floats acc[MR][NP];
     for (int m = 0; m < MR; ++m)
         for (int p = 0; p < NP; ++p) acc[m][p] = zero();
-    const size_t ahead = NP == 1 ? kPrefetch : w.panel_bytes * NP;
-    constexpr int kStep = BITS == 4 ? 8 : 4;  // columns of 64 bytes
+    constexpr int kLines = GROUP * BITS / 32;  // of a group: 16 outputs' codes in 64 bytes each
     for (int g = 0; g < w.groups; ++g) {
         Ints sum[MR][NP];
         for (int m = 0; m < MR; ++m)
             for (int p = 0; p < NP; ++p) sum[m][p] = set1i(offset_of<BITS>(rows.sums[m][g]));
-#pragma GCC unroll 16
-        for (int b = 0; b < GROUP / kStep; ++b) {
-            Bytes low[NP], high[NP];
-            for (int p = 0; p < NP; ++p) {
-                Bytes raw = load_bytes(codes[p] + 64 * b);
-                if (FETCH) {
-                    if (NP == 1)
-                        prefetch(codes[p] + 64 * b + ahead);
-                    else
-                        prefetch_far(codes[p] + 64 * b + ahead);
-                }
-                low[p] = BITS == 4 ? low_half(raw) : raw;
-                if (BITS == 4) high[p] = high_half(raw);
-            }
-            for (int m = 0; m < MR; ++m) {
-                const int8_t* x = rows.codes[m] + g * GROUP + b * kStep;
-                Quad first = load_quad(x);
-                for (int p = 0; p < NP; ++p)
-                    sum[m][p] = BITS == 4 ? dot4(sum[m][p], low[p], first) : dot8(sum[m][p], low[p], first);
-                if (BITS == 4) {
-                    Quad second = load_quad(x + 4);
-                    for (int p = 0; p < NP; ++p) sum[m][p] = dot4(sum[m][p], high[p], second);
-                }
-            }
-        }
+#if defined(LEADLINE_AVX2)
+        if constexpr (BITS == 4)
+            for (int b = 0; b < kLines; b += 4) add_four_lines<MR, NP, FETCH>(codes, b, rows, g * GROUP, ahead, sum);
+        else
+#endif
+            add_lines<MR, NP, BITS, FETCH>(codes, 0, kLines, rows, g * GROUP, ahead, sum);
         for (int p = 0; p < NP; ++p) {
             Floats scale = load_half(scales[p] + g * kPanel);
             for (int m = 0; m < MR; ++m)
                 acc[m][p] = fma(to_floats(sum[m][p]), scale * set1(rows.scales[m][g]), acc[m][p]);
-            codes[p] += 64 * (GROUP / kStep);
+            codes[p] += 64 * kLines;
+            if (FETCH) ahead[p].end_group(g, kLines);
         }
     }
     store_tile<MR, NP>(acc, out);
@@ -202,8 +261,7 @@ constexpr int kRowsInCache = 120;  // activations that stay in the second level 
 void matmul(const Matrix& w, int part, int first, int count, const Activations& a, const int32_t* index, int rows,
             float* out, int64_t out_stride) {
     const int most_rows = w.integer() ? kIntRows : kFloatRows;
-    // One row of integers is bound by memory: a panel at a time is one stream.
-    const int most_panels = w.integer() ? (rows == 1 ? 1 : kIntPanels) : kFloatPanels;
+    const int most_panels = w.integer() ? (rows <= kStreamRows ? 1 : kIntPanels) : kFloatPanels;
     for (int from = 0; from < rows; from += kRowsInCache) {
         const int until = rows < from + kRowsInCache ? rows : from + kRowsInCache;
         for (int p = 0; p < count;) {

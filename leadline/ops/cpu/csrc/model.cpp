@@ -298,8 +298,10 @@ void Model::normalise(const float* weight, int tokens, std::initializer_list<con
 void Model::project(std::initializer_list<Job> jobs, const Operand& from, int rows) {
     size_t widest = 0;
     for (const Job& job : jobs) widest = std::max(widest, job.w->panel_bytes);
-    // In steps of the tile's panels, so that neighbours share a tile.
-    const int step = 4;
+    int panels = 0;
+    for (const Job& job : jobs) panels += job.w->panels;
+    // In steps of the tile's panels, so that neighbours share a tile; one by one where there would be none for a thread.
+    const int step = panels < 4 * pool_.threads() ? 1 : 4;
     struct Span {
         const Job* job;
         int first, count;
@@ -431,6 +433,17 @@ Context Model::context(const Pass& pass, int layer, int sequence) const {
     return c;
 }
 
+// Of the segment from `first` on, which is read next, one of so many shares: asked for while the one before it is met.
+void Model::look_ahead(const Pass& pass, Context& c, int64_t first, int64_t sees, int share, int shares) const {
+    const int64_t rows = (kSegment + shares - 1) / shares, at = first + share * rows, offset = at % c.page_size;
+    const int64_t count = std::min({rows, sees - at, c.page_size - offset});
+    c.ahead = nullptr, c.ahead_bytes = 0;
+    if (c.format == RowFormat::packed || count <= 0) return;
+    const int64_t bytes = static_cast<int64_t>(pass.row_bytes(c.width));
+    c.ahead = static_cast<const char*>(c.rows) + (c.pages[at / c.page_size] * c.page_size + offset) * bytes;
+    c.ahead_bytes = count * bytes;
+}
+
 void Model::attend(const Pass& pass, int layer) {
     latent_.need(static_cast<size_t>(pass.tokens) * shape_.heads * shape_.latent);
     most_.need(static_cast<size_t>(pass.tokens) * shape_.heads);
@@ -471,9 +484,11 @@ void Model::attend_segments(const Pass& pass, int layer) {
         const Piece& piece = pieces_[static_cast<size_t>(item / blocks)];
         const int head = item % blocks * kHeads;
         const int64_t line = static_cast<int64_t>(item / blocks) * heads + head;
+        Context seen = context(pass, layer, piece.sequence);
+        look_ahead(pass, seen, piece.first + kSegment, pass.contexts[piece.sequence], item % blocks, blocks);
         k_.segment(query_.get() + (static_cast<int64_t>(piece.token) * heads + head) * row, row,
-                   std::min(kHeads, heads - head), shape_.scale, context(pass, layer, piece.sequence), piece.first,
-                   piece.visible, room(pass, row), parts + line * latent, latent, most + line, sum + line);
+                   std::min(kHeads, heads - head), shape_.scale, seen, piece.first, piece.visible, room(pass, row),
+                   parts + line * latent, latent, most + line, sum + line);
     });
 }
 
@@ -484,7 +499,7 @@ void Model::attend_tokens(const Pass& pass, int layer) {
     pool_.each(static_cast<int>(groups_.size()) * blocks, [&](int item) {
         const Group& group = groups_[static_cast<size_t>(item / blocks)];
         const int head = item % blocks * kHeads, count = std::min(kHeads, heads - head);
-        const Context seen = context(pass, layer, group.sequence);
+        Context seen = context(pass, layer, group.sequence);
         thread_local std::vector<float> next;
         next.resize(static_cast<size_t>(kHeads) * latent);
         const int64_t end = pass.starts[group.sequence + 1], length = pass.contexts[group.sequence];
@@ -496,6 +511,7 @@ void Model::attend_tokens(const Pass& pass, int layer) {
                 const int64_t line = static_cast<int64_t>(t) * heads + head;
                 float next_most[kHeads], next_sum[kHeads];
                 float* out = first ? next.data() : latent_.get() + line * latent;
+                look_ahead(pass, seen, first + kSegment, last, t - group.first, group.count);
                 k_.segment(query_.get() + line * row, row, count, shape_.scale, seen, first, visible, room(pass, row), out,
                            latent, first ? next_most : most_.get() + line, first ? next_sum : sum_.get() + line);
                 for (int h = 0; first && h < count; ++h)

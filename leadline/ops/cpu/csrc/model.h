@@ -153,6 +153,7 @@ class Model {
     void experts(const LayerWeights& w, int tokens);
     void combine(const LayerWeights& w, int tokens, int index);
     Context context(const Pass& pass, int layer, int sequence) const;
+    void look_ahead(const Pass& pass, Context& c, int64_t first, int64_t sees, int share, int shares) const;
 
     Shape shape_;
     const Kernels& k_;

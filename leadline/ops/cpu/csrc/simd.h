@@ -186,9 +186,19 @@ inline Quad load_quad(const int8_t* p) {
 inline __m256i add_pairs(__m256i sum, __m256i pairs) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-inline Ints dot4(Ints sum, Bytes w, Quad x) {  // two products of 15 x 127 stay far below 16 bits' end
+inline Ints dot4(Ints sum, Bytes w, Quad x) {
     return {add_pairs(sum.a, _mm256_maddubs_epi16(w.a, x.v)), add_pairs(sum.b, _mm256_maddubs_epi16(w.b, x.v))};
 }
+// Sums of int4's products in 16 bits: two of 15 x 127 at a time, eight times at most.
+struct Words {
+    __m256i a, b;
+};
+inline Words zero_words() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Words dot4(Words sum, Bytes w, Quad x) {
+    return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, x.v)),
+            _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, x.v))};
+}
+inline Ints add_words(Ints sum, Words words) { return {add_pairs(sum.a, words.a), add_pairs(sum.b, words.b)}; }
 // 255 x 127 twice would saturate, so the sign moves to the weight: 2 x 127 x 127 does not. Codes are then signed.
 inline __m256i signed_pairs(__m256i w, __m256i x) {
     __m256i value = _mm256_xor_si256(w, _mm256_set1_epi8(static_cast<char>(0x80)));
