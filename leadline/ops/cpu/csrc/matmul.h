@@ -13,7 +13,7 @@ namespace LEADLINE_ISA {
 constexpr int kIntRows = 6, kIntPanels = 2;      // 24 sums in registers, 4 for codes, 1 for activations
 constexpr int kFloatRows = 6, kFloatPanels = 4;  // 24 sums
 #elif defined(LEADLINE_AVX2)
-constexpr int kIntRows = 2, kIntPanels = 1;
+constexpr int kIntRows = 3, kIntPanels = 1;
 constexpr int kFloatRows = 3, kFloatPanels = 2;
 #else
 constexpr int kIntRows = 1, kIntPanels = 1;

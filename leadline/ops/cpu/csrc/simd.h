@@ -183,8 +183,12 @@ inline Quad load_quad(const int8_t* p) {
     std::memcpy(&x, p, 4);
     return {_mm256_set1_epi32(x)};
 }
+// To a compiler a sum of integers may be made in any order, and gcc makes it after all its products, which then do not fit in
+// registers: the barrier, and below a sum that saturates but never needs to, keep the order in which it is written.
 inline __m256i add_pairs(__m256i sum, __m256i pairs) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    asm("" : "+x"(sum));
+    return sum;
 }
 inline Ints dot4(Ints sum, Bytes w, Quad x) {
     return {add_pairs(sum.a, _mm256_maddubs_epi16(w.a, x.v)), add_pairs(sum.b, _mm256_maddubs_epi16(w.b, x.v))};
@@ -195,8 +199,8 @@ struct Words {
 };
 inline Words zero_words() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Words dot4(Words sum, Bytes w, Quad x) {
-    return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, x.v)),
-            _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, x.v))};
+    return {_mm256_adds_epi16(sum.a, _mm256_maddubs_epi16(w.a, x.v)),
+            _mm256_adds_epi16(sum.b, _mm256_maddubs_epi16(w.b, x.v))};
 }
 inline Ints add_words(Ints sum, Words words) { return {add_pairs(sum.a, words.a), add_pairs(sum.b, words.b)}; }
 // 255 x 127 twice would saturate, so the sign moves to the weight: 2 x 127 x 127 does not. Codes are then signed.
