@@ -65,7 +65,7 @@ class Engine:
         self.constraints = constraints
         self.adapters = adapters
         self.cache = make_cache(model, config)
-        self.sampler = Sampler(min(tokenizer.vocab_size, model.config.vocab_size), tokenizer.token_bytes)
+        self.sampler = make_sampler(model, tokenizer)
         self.model_runner = ModelRunner(model, self.cache, self.sampler)
         self.runner: Runner = self.model_runner
         self.blocks = BlockManager(self.cache.pages, page_size=self.cache.page_size, prefix_cache=config.prefix_cache)
@@ -233,6 +233,14 @@ def make_cache(model: DeepseekV2 | CpuModel, config: EngineConfig) -> PagedCache
     packed = latent_format(model.config, kind)
     dtype = torch.uint8 if packed is not None else getattr(torch, kind)
     return PagedCache(model.config, pages, dtype=dtype, format=packed, device=model.device)
+
+
+def make_sampler(model: DeepseekV2 | CpuModel, tokenizer: Vocabulary) -> Sampler:
+    """Over the rows that the tokenizer names; the kernels find the likeliest of their own logits."""
+    rows = min(tokenizer.vocab_size, model.config.vocab_size)
+    if isinstance(model, CpuModel):
+        return Sampler(rows, tokenizer.token_bytes, model.likeliest)
+    return Sampler(rows, tokenizer.token_bytes)
 
 
 def cache_layout(model: DeepseekV2 | CpuModel, cache: PagedCache) -> str:

@@ -34,12 +34,22 @@ class Choice:
     error: str | None = None
 
 
+Likeliest = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Each row's greatest logit and where it stands."""
+
+
+def likeliest(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
+    peaks_R, ids_R = logits_RV.max(-1)
+    return peaks_R, ids_R
+
+
 class Sampler:
     """`vocab_size` is the tokenizer's; `token_bytes` spells a token in log-probabilities."""
 
-    def __init__(self, vocab_size: int, token_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, vocab_size: int, token_bytes: Callable[[int], bytes], likeliest: Likeliest = likeliest) -> None:
         self.vocab_size = vocab_size
         self.token_bytes = token_bytes
+        self.likeliest = likeliest
 
     def __call__(self, logits_RV: Tensor, sequences: Items[Sequence]) -> list[Choice]:
         """One choice a row; row r belongs to `sequences[r]`."""
@@ -56,7 +66,7 @@ class Sampler:
 
     def _greedy(self, logits_RV: Tensor) -> list[Choice]:
         """The likeliest token of each row: no sort, no copy, one transfer."""
-        peaks, ids = logits_RV[:, : self.vocab_size].max(-1)
+        peaks, ids = self.likeliest(logits_RV[:, : self.vocab_size])
         return [
             Choice(token) if math.isfinite(peak) else _not_finite()
             for token, peak in zip(ids.tolist(), peaks.tolist(), strict=True)

@@ -165,6 +165,17 @@ class CpuModel:
         self._native.logits(hidden_RD.data_ptr(), rows, self._logits.data_ptr())
         return self._logits[:rows]
 
+    def likeliest(self, logits_RV: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's greatest number, NaN before all others, and where it first stands."""
+        assert logits_RV.dtype == torch.float32 and logits_RV.stride(1) == 1
+        rows, width = logits_RV.shape
+        peaks_R, ids_R = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
+        module = native.extension()
+        assert module is not None
+        places = peaks_R.data_ptr(), ids_R.data_ptr()
+        module.likeliest(self.isa, logits_RV.data_ptr(), rows, logits_RV.stride(0), width, *places)
+        return peaks_R, ids_R
+
     def experts(self, layer: int, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """A layer's experts alone, shared ones included: (T, D) float32 (eq. 20 without the residual)."""
         x_TD, ids_TK = x_TD.float().contiguous(), expert_ids_TK.int().contiguous()

@@ -189,3 +189,17 @@ def test_the_first_pass_may_want_no_logits() -> None:
     """As the first chunk of a long prompt does, in an engine that was not warmed up."""
     bound, _ = exact_pair(TINY_LITE)
     assert bound.lm_head(torch.zeros(0, TINY_LITE.hidden_size)).shape == (0, TINY_LITE.vocab_size)
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_the_likeliest_of_some_rows_and_columns(isa: str) -> None:
+    """As the sampler asks: the tokenizer's columns of the logits' rows."""
+    model, _ = exact_pair(TINY_LITE, isa=isa)
+    logits_RV = torch.randn(3, 100, generator=torch.Generator().manual_seed(3))
+    logits_RV[0, 95] = 9.0  # past the tokenizer's
+    logits_RV[1, 7] = logits_RV[1, 70] = 8.0
+    logits_RV[2, 50] = float("nan")
+    peaks_R, ids_R = model.likeliest(logits_RV[:, :90])
+    assert ids_R[:2].tolist() == [int(logits_RV[0, :90].argmax()), 7]
+    assert peaks_R[:2].tolist() == [float(logits_RV[0, :90].max()), 8.0]
+    assert peaks_R[2].isnan()
