@@ -82,13 +82,28 @@ def logits(model: Any, cache: PagedCache, sequences: list[list[int]]) -> Iterato
         yield model(torch.tensor(ids), batch).logits.float()
 
 
-def quality(original: list[Tensor], changed: Iterator[Tensor]) -> Quality:
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """Of one sequence: logits (T, V), their softmax, and the logarithm of its denominator."""
+
+    logits_TV: Tensor
+    p_TV: Tensor
+    log_sum_T: Tensor
+
+    @staticmethod
+    def of(logits_TV: Tensor) -> Original:
+        return Original(logits_TV.clone(), logits_TV.softmax(-1), logits_TV.logsumexp(-1))
+
+
+def quality(originals: list[Original], changed: Iterator[Tensor]) -> Quality:
+    """KL = sum p (l - l') + ln sum exp l' - ln sum exp l: one exponential a logit, and the original's only once."""
     kl, same, tokens = 0.0, 0, 0
-    for p_TV, q_TV in zip(original, changed, strict=True):
-        log_p, log_q = p_TV.float().log_softmax(-1), q_TV.log_softmax(-1)
-        kl += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
-        same += int((p_TV.argmax(-1) == q_TV.argmax(-1)).sum())
-        tokens += len(p_TV)
+    for original, q_TV in zip(originals, changed, strict=True):
+        likeliest_T = q_TV.argmax(-1)
+        expected_T = torch.linalg.vecdot(original.p_TV, original.logits_TV - q_TV)
+        kl += float((expected_T + q_TV.logsumexp(-1) - original.log_sum_T).sum(dtype=torch.float64))
+        same += int((original.logits_TV.argmax(-1) == likeliest_T).sum())
+        tokens += len(q_TV)
     return Quality(kl / tokens, same / tokens, tokens)
 
 
@@ -116,7 +131,7 @@ def variants(folder: Path, calibration: str, sequences: list[list[int]]) -> Iter
     sums: dict[int, list[Quality]] = {}
     for start in range(0, len(sequences), 8):
         part = sequences[start : start + 8]
-        original = [each.clone() for each in logits(exact, make_cache(config, "float32", length), part)]
+        original = [Original.of(each) for each in logits(exact, make_cache(config, "float32", length), part)]
         for number, (_, kind, _, _, model) in enumerate(models):
             cache = make_cache(config, kind, length)
             sums.setdefault(number, []).append(quality(original, logits(model, cache, part)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from leadline.checkpoint.compensate import Moments, compensated, factor
+from leadline.checkpoint.compensate import Moments, Ties, compensated, ties
 from leadline.checkpoint.recipes import Recipe
 from leadline.checkpoint.regions import Piece, Region, pieces, place, regions
 from leadline.checkpoint.safetensors import Entry
@@ -53,7 +53,7 @@ class Packer:
         self.config, self.block, self.search = config, block, search
         self.regions = regions(config, recipe)
         self.moments: Moments = {}
-        self._factor: tuple[tuple[str, int, int], Tensor] | None = None
+        self._ties: tuple[tuple[str, int, int], Ties] | None = None
         self.damage: dict[str, Damage] = {}
 
     def add(self, name: str, weight: Tensor) -> None:
@@ -67,30 +67,32 @@ class Packer:
             assert isinstance(view, Tensor)
             view.copy_(piece.matrix)
             return
+        found = self._ties_of(region, piece)
         rows = max(BLOCK_ELEMENTS // region.layout.padded_columns // PANEL, 1) * PANEL
-        factor_KK = self._factor_of(region, piece)
+        if found is not None and found.rows[piece.turn or 0] is not None:
+            rows = piece.matrix.shape[0]  # those that come later make up for earlier ones
         for first_row in range(0, piece.matrix.shape[0], rows):
             exact = piece.matrix[first_row : first_row + rows].float()
             layout = dataclasses.replace(region.layout, rows=exact.shape[0])
-            if factor_KK is None:
+            if found is None:
                 packed = quantise(exact, layout, search=self.search)
             else:
-                packed = compensated(exact, layout, factor_KK)
+                packed = compensated(exact, layout, found, piece.turn or 0)
             place(self.block, region, piece, packed, first_row)
             if layout.quantised:
                 damage = self.damage.setdefault(region.name, Damage())
                 damage.weights += float(exact.square().sum(dtype=torch.float64))
                 damage.errors += float((unpack(packed) - exact).square_().sum(dtype=torch.float64))
 
-    def _factor_of(self, region: Region, piece: Piece) -> Tensor | None:
-        """Gate and up, which follow each other, share one."""
+    def _ties_of(self, region: Region, piece: Piece) -> Ties | None:
+        """Gate and up, which follow each other, share them."""
         moment = self.moments.get(region.name)
         if moment is None or region.layout is None or not region.layout.quantised:
             return None
         key = region.name, piece.index, id(self.moments)
-        if self._factor is None or self._factor[0] != key:
-            self._factor = key, factor(moment(piece.index), region.layout)
-        return self._factor[1]
+        if self._ties is None or self._ties[0] != key:
+            self._ties = key, ties(moment(piece.index), region.layout)
+        return self._ties[1]
 
 
 def read_tensors(entries: Iterable[Entry]) -> Iterator[tuple[str, Tensor]]:

@@ -25,10 +25,9 @@ from leadline.checkpoint.safetensors import Entry
 from leadline.checkpoint.weights import allocate, tensor_of
 from leadline.model.batch import ForwardBatch
 from leadline.model.config import ModelConfig
-from leadline.model.norm import RMSNorm
-from leadline.model.rope import RotaryEmbedding
+from leadline.model.rope import Rope, RotaryEmbedding
 from leadline.model.transformer import DecoderLayer
-from leadline.ops.norm import residual_dtype
+from leadline.ops.norm import residual_dtype, rms_norm
 from leadline.tokenizer import Tokenizer
 
 MAX_KL = 0.03
@@ -36,6 +35,7 @@ MIN_AGREEMENT = 0.97
 TOKENS = 8192
 SEQUENCE = 512
 LOGIT_ROWS = 256
+PART_TOKENS = 4096
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -78,13 +78,34 @@ def packed_source(weights: Weights, config: ModelConfig) -> Source:
     return Source(top, lambda layer: layer_originals(weights, config, layer))
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Sequences that go through a layer together: where their tokens are among all."""
+
+    rows: slice
+    rope: Rope
+    batch: ForwardBatch
+
+
+def parts_of(config: ModelConfig, lengths: Sequence[int]) -> list[Part]:
+    """A layer's buffers are some times as large as its states: so many tokens at a time that they do not matter."""
+    rotary = RotaryEmbedding(config)
+    parts, start = [], 0
+    count = max(1, PART_TOKENS // max(lengths, default=1))
+    for first in range(0, len(lengths), count):
+        batch = ForwardBatch.packed(lengths[first : first + count])
+        rows = slice(start, start + batch.starts[-1])
+        parts.append(Part(rows, rotary(batch.positions), batch))
+        start = rows.stop
+    return parts
+
+
 class Walk:
     """One model's states over a text, taken from layer to layer."""
 
     def __init__(self, config: ModelConfig, source: Source, sequences: Sequence[Sequence[int]], dtype: torch.dtype):
         self.config, self.source, self.dtype = config, source, dtype
-        self.batch = ForwardBatch.packed([len(ids) for ids in sequences])
-        self.rope = RotaryEmbedding(config)(self.batch.positions)
+        self.parts = parts_of(config, [len(ids) for ids in sequences])
         self.top = {name: weight.to(dtype) for name, weight in source.top()}
         tokens_T = torch.tensor([token for ids in sequences for token in ids])
         x_TD = self.top["model.embed_tokens.weight"][tokens_T]
@@ -101,20 +122,24 @@ class Walk:
         return layer
 
     def step(self, layer: DecoderLayer) -> None:
-        self.states_TD, _ = layer(self.states_TD, self.rope, self.batch)
+        for part in self.parts:
+            self.states_TD[part.rows], _ = layer(self.states_TD[part.rows], part.rope, part.batch)
+
+    def norm(self, states_TD: Tensor) -> Tensor:
+        """(T, D): what the head is multiplied by."""
+        return rms_norm(states_TD, self.top["model.norm.weight"], self.config.rms_norm_eps)
 
     def normed(self) -> Tensor:
-        """(T, D): what the head is multiplied by."""
-        norm = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
-        norm.weight = nn.Parameter(self.top["model.norm.weight"])
-        normed_TD: Tensor = norm(self.states_TD)
-        return normed_TD
+        return self.norm(self.states_TD)
+
+    def head(self) -> Tensor:
+        """(V, D)."""
+        return self.top.get("lm_head.weight", self.top["model.embed_tokens.weight"])
 
     def logits(self) -> Iterator[Tensor]:
         """(rows, V) float32, a block of tokens at a time."""
-        head = self.top.get("lm_head.weight", self.top["model.embed_tokens.weight"])
         for x_RD in self.normed().split(LOGIT_ROWS):
-            yield (x_RD.to(self.dtype) @ head.T).float()
+            yield (x_RD.to(self.dtype) @ self.head().T).float()
 
 
 def fill_parameters(parameters: Mapping[str, nn.Parameter], tensors: Named, config: ModelConfig) -> None:

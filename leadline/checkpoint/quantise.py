@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from leadline.checkpoint.calibrate import TOKENS, head_moments, layer_moments
+from leadline.checkpoint.calibrate import TOKENS, Calibration
 from leadline.checkpoint.folder import weight_entries
 from leadline.checkpoint.machine import check_space
 from leadline.checkpoint.pack import Damage, Packer, active_bits, bits_per_weight, read_tensors
@@ -26,7 +26,7 @@ from leadline.checkpoint.quality import (
     MIN_AGREEMENT,
     Named,
     Quality,
-    Walk,
+    Source,
     compare,
     folder_source,
     package_text,
@@ -102,7 +102,7 @@ def quantise_folder(folder: Path, target: Path, options: Options = Options()) ->
                 _pack_all(packer, read_tensors(entries), advance)
             else:
                 sequences = sequences_of(tokenizer, options.calibration, TOKENS)
-                _pack_calibrated(packer, Walk(config, folder_source(entries), sequences, dtype), advance)
+                _pack_calibrated(packer, folder_source(entries), sequences, dtype, advance)
         quality = None
         if options.check:
             sequences = sequences_of(tokenizer, package_text() if options.text is None else options.text)
@@ -131,16 +131,23 @@ def _pack_all(packer: Packer, tensors: Named, advance: Callable[[int], None]) ->
         advance(weight.nbytes)
 
 
-def _pack_calibrated(packer: Packer, walk: Walk, advance: Callable[[int], None]) -> None:
+def _pack_calibrated(
+    packer: Packer,
+    source: Source,
+    sequences: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+    advance: Callable[[int], None],
+) -> None:
     """Layer by layer, each for what the layers before it, quantised, make of the text."""
-    changed = packed_source(views(packer.block, packer.regions), walk.config)
-    for index in range(walk.config.num_hidden_layers):
-        packer.moments = layer_moments(walk, index)
-        _pack_all(packer, walk.source.layer(index), advance)
-        with torch.inference_mode():
-            walk.step(walk.load(index, changed))
-    packer.moments = head_moments(walk)
-    _pack_all(packer, walk.source.top(), advance)
+    four_bits = [name for name, region in packer.regions.items() if region.layout and region.layout.format == "int4"]
+    calibration = Calibration(packer.config, source, sequences, dtype, four_bits)
+    quantised = packed_source(views(packer.block, packer.regions), packer.config)
+    for index in range(packer.config.num_hidden_layers):
+        packer.moments = calibration.layer(index)
+        _pack_all(packer, source.layer(index), advance)
+        calibration.step(index, quantised)
+    packer.moments = calibration.head()
+    _pack_all(packer, source.top(), advance)
 
 
 def make_report(
