@@ -82,6 +82,7 @@ class Report:
         return dataclasses.asdict(self)
 
 
+@torch.inference_mode(False)  # calibration takes gradients, whoever calls
 def quantise_folder(folder: Path, target: Path, options: Options = Options()) -> Report:
     """Raises `CheckpointError` for what is no model, is quantised already, or is too far off; `ResourceError` for lack
     of disk."""
