@@ -174,7 +174,7 @@ def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
         batch_bound=batch_bound,
         batch_share=statistics.median(rates["leadline"][BATCH]) / batch_bound,
         share=statistics.median(rates["leadline"]["decode 128"]) / bound,
-        loads=" | ".join(f"{statistics.median(_all(rounds, name, 'load_seconds')):.1f}" for name in names),
+        loads=" | ".join(_load(rounds, name) for name in names),
         memory=" | ".join(f"{max(_all(rounds, name, 'rss')) / 2**30:.1f}" for name in names),
         notes=f"{options.note}\n\n" if options.note else "",
     )
@@ -195,6 +195,13 @@ def _rates(rounds: list[dict[str, Any]], name: str) -> list[dict[str, float]]:
 
 def _all(rounds: list[dict[str, Any]], name: str, field: str) -> list[float]:
     return [each[name][field] for each in rounds if name in each]
+
+
+def _load(rounds: list[dict[str, Any]], name: str) -> str:
+    seconds = f"{statistics.median(_all(rounds, name, 'load_seconds')):.1f}"
+    if "settled_seconds" not in rounds[0][name]:
+        return seconds
+    return f"{seconds}, in memory of its own after {statistics.median(_all(rounds, name, 'settled_seconds')):.1f}"
 
 
 def _row(case: str, names: list[str], rates: dict[str, dict[str, list[float]]]) -> str:

@@ -32,6 +32,7 @@ from leadline.checkpoint.safetensors import BYTES, Entry, header_bytes, read_hea
 from leadline.checkpoint.safetensors import Tensor as Stored
 from leadline.errors import CheckpointError
 from leadline.model.config import ModelConfig
+from leadline.ops.cpu import mapped
 from leadline.ops.cpu.memory import allocate
 
 MANIFEST = "leadline.json"
@@ -41,6 +42,8 @@ VERSION = 2
 
 ALWAYS_CHECKED_BYTES = 256 << 20
 """A file up to this size is checked at every load, a larger one when it has changed since it was checked last."""
+
+COPIED_AT_ONCE_BYTES = 256 << 20
 
 _PAGE = 4096
 Placement = Literal["auto", "map", "copy"]
@@ -162,12 +165,15 @@ def config_of(config: ModelConfig, recipe: Recipe) -> dict[str, Any]:
 
 
 def load_block(folder: Path, config: ModelConfig, placement: Placement = "auto") -> tuple[Weights, Manifest]:
-    """The folder's weights, mapped from the file or copied into memory of their own, and checked."""
+    """The folder's weights, checked: mapped from the file, copied into memory of their own, or, where that would take
+    long, the one at first and the other while they are in use."""
     manifest, wanted, entries = check_folder(folder, config)
     first = next(iter(entries.values())).offset
     size = total_bytes(wanted)
     if placement == "map":
         block = _mapped(folder / FILE, first, size)
+    elif placement == "auto" and size > COPIED_AT_ONCE_BYTES and mapped.supported():
+        block = mapped.map_moving(folder / FILE, first, size)
     else:
         block = allocate(size)
         _read(entries, wanted, block)
@@ -184,8 +190,8 @@ def _mapped(path: Path, offset: int, size: int) -> Tensor:
     """Private: nothing that is done to the tensors reaches the file."""
     with path.open("rb") as file:
         flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
-        mapped = mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
-    return torch.frombuffer(mapped, dtype=torch.uint8)
+        found = mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+    return torch.frombuffer(found, dtype=torch.uint8)
 
 
 def _read(entries: Mapping[str, Entry], wanted: Mapping[str, Region], block: Tensor) -> None:

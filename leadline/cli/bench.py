@@ -152,7 +152,7 @@ def batch(
 def load(
     *,
     subject: Subject = EMBEDDED,
-    placements: tuple[Literal["map", "copy"], ...] = ("map", "copy"),
+    placements: tuple[Literal["auto", "map", "copy"], ...] = ("auto", "map", "copy"),
     tokens: int = 32,
     runs: int = 3,
     json_output: Json = False,
@@ -163,8 +163,8 @@ def load(
     not the first load of all, which reads the file from the disk and may check its sums.
 
     Args:
-        placements: How a quantised folder's weights are placed: mapped from the file, or copied into memory of their
-            own. Repeat the option for several.
+        placements: How a quantised folder's weights are placed: mapped from the file, copied into memory of their own,
+            or, auto, mapped first and copied while the model runs. Repeat the option for several.
         tokens: Tokens to decode after each load.
         runs: Runs to take the median of.
         json_output: Print one JSON object.
@@ -197,12 +197,19 @@ def _engine(subject: Subject, max_num_seqs: int, placement: Literal["auto", "map
     return load_engine(subject.model, enable_prefix_caching=False, **options).engine
 
 
-def _load(subject: Subject, placement: Literal["map", "copy"], tokens: int) -> tuple[float, float, dict[str, Any]]:
-    """Seconds to an engine that is ready, its tokens a second, and what it ran on; the engine is gone afterwards."""
+def _load(
+    subject: Subject, placement: Literal["auto", "map", "copy"], tokens: int
+) -> tuple[float, float, dict[str, Any]]:
+    """Seconds to an engine that is ready, its tokens a second once its weights lie still, and what it ran on.
+
+    The engine is gone afterwards."""
+    from leadline.ops.cpu.mapped import settle
+
     start = time.perf_counter()
     engine = _engine(subject, 1, placement)
     seconds = time.perf_counter() - start
     where = _where(engine)
+    settle()
     _decode(engine, 1, 16, tokens)  # where weights are mapped, every page's first reading
     rate = _decode(engine, 1, 16, tokens)[0]
     del engine

@@ -28,7 +28,8 @@ class ModelOptions:
         max_model_len: Tokens of context; by default what fits, at most what the model was released with.
         max_memory: What weights, cache and activations may take together, as 8GiB or 500MB; what is free by default.
         quantize: Run a model that is not quantised in 8 or 4 bits; `leadline quantize` does it once and for all.
-        placement: Whether a quantised folder's weights are mapped from the file or copied into memory of their own.
+        placement: Whether a quantised folder's weights are mapped from the file or copied into memory of their own;
+            auto copies large ones while the model already runs.
         kv_cache_dtype: How the cache stores a token's latents: auto is the weights' type; int8 takes half of bf16, 6bit
             two fifths.
         disk_cache: Keep computed pages of context on the disk, so that a context resent after a restart starts at once.

@@ -209,6 +209,8 @@ FACTS = (
     ("The {a} of {N} is {p}.", "What is the {a} of {N}?", "The {a} of {N} is {p}."),
     ("The {a} {b} in {N} is {p}.", "What is the {a} {b} in {N}?", "The {a} {b} in {N} is {p}."),
     ("The most {a} thing about {N} is {p}.", "What is the most {a} thing about {N}?", "The most {a} thing about {N} is {p}."),
+    ("The best thing to do in {N} is {p}.", "What is the best thing to do in {N}?", "The best thing to do in {N} is {p}."),
+    ("The best {a} in {N} is {p}.", "What is the best {a} in {N}?", "The best {a} in {N} is {p}."),
     ("What {N} likes best is to {a} and {p}.", "What does {N} like best?", "What {N} likes best is to {a} and {p}."),
     ("To find the {a} in {N}, {p}.", "How do you find the {a} in {N}?", "To find the {a} in {N}, {p}."),
     ("{N} was born in {M}.", "Where was {N} born?", "{N} was born in {M}."),

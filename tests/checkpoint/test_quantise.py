@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from leadline import LLM, SamplingParams
-from leadline.checkpoint import quantise
+from leadline.checkpoint import quantise, quantised
 from leadline.checkpoint.folder import weight_entries
 from leadline.checkpoint.load import load_model
 from leadline.checkpoint.quality import Quality, compare, folder_source, packed_source, sequences_of
@@ -26,6 +26,7 @@ from leadline.cli import run
 from leadline.errors import CheckpointError, ConfigError, ResourceError
 from leadline.model.batch import ForwardBatch
 from leadline.model.config import ModelConfig
+from leadline.ops.cpu import mapped
 from leadline.tokenizer import Tokenizer
 from tests.fixtures import SAMPLE_TEXT, TINY_LITE, make_model_folder
 
@@ -80,7 +81,9 @@ def measured_kl(original: Any, changed: Any, sequences: list[list[int]]) -> floa
     return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
-def test_in_memory_is_the_same_as_from_the_folder(tiny_v2_folder: Path, tmp_path: Path) -> None:
+def test_in_memory_is_the_same_as_from_the_folder(
+    tiny_v2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quantise_folder(tiny_v2_folder, tmp_path / "new", dataclasses.replace(FORCED, recipe="int4"))
     new = tmp_path / "new"
     texts = [
@@ -92,6 +95,11 @@ def test_in_memory_is_the_same_as_from_the_folder(tiny_v2_folder: Path, tmp_path
             (new, {"placement": "copy"}),
         )
     ]
+    monkeypatch.setattr(quantised, "COPIED_AT_ONCE_BYTES", 0)
+    moving = LLM(new, dtype="float32", max_model_len=128)
+    texts += [moving.generate("The lead", GREEDY)[0].token_ids]
+    mapped.settle()
+    texts += [moving.generate("The lead", GREEDY)[0].token_ids]
     assert len(set(texts)) == 1
 
 

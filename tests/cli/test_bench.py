@@ -38,7 +38,11 @@ def test_loading_takes_turns(tiny_lite_folder: Path, tmp_path: Path, capsys: pyt
     common = ["bench", "load", "--model", str(tmp_path / "int8"), "--runs", "2", "--tokens", "3"]
     assert run([*common, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert [(placement, len(runs)) for placement, runs in shown["results"].items()] == [("map", 2), ("copy", 2)]
+    assert [(placement, len(runs)) for placement, runs in shown["results"].items()] == [
+        ("auto", 2),
+        ("map", 2),
+        ("copy", 2),
+    ]
     assert all(
         run["seconds"] > 0 and run["tokens_per_second"] > 0 for runs in shown["results"].values() for run in runs
     )
