@@ -424,6 +424,7 @@ def told(
 # ----------------------------------------------------------------------------------------------------------------- the data
 
 DOCUMENTS = {"copies": 0.4, "tables": 0.3, "passages": 0.3}
+LONG_DOCUMENTS = {"copies": 0.2, "tables": 0.2, "passages": 0.6}
 CHATS = {"tables": 0.15, "passages": 0.25, "told": 0.6}
 COUNTS = {"documents": 24_000, "long": 2600, "chats": 9000}
 LONG_CHATS = 0.08
@@ -440,7 +441,8 @@ def documents(filler: Filler, count: int, *, long: bool, seed: int) -> Iterator[
     rng = random.Random(seed)
     makers = {"copies": copies, "tables": tables, "passages": passages}
     while count:
-        (kind,) = rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))
+        shares = LONG_DOCUMENTS if long else DOCUMENTS
+        (kind,) = rng.choices(list(shares), list(shares.values()))
         found = makers[kind](filler, rng, length(rng, long))
         if not names_the_needle(found):
             yield found if "messages" in found else {"text": found["prompt"] + found["completion"]}
