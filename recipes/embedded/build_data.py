@@ -3,6 +3,7 @@
     python recipes/embedded/build_data.py documents RAW OUT     OUT/documents/<source>.jsonl, for corpus.toml
     python recipes/embedded/build_data.py recall RAW OUT        OUT/documents/recall.jsonl, and OUT/long for the extension
     python recipes/embedded/build_data.py chats RAW OUT         OUT/sft/train.jsonl and valid.jsonl, for sft.toml
+    python recipes/embedded/build_data.py lessons RAW OUT       OUT/lessons: long passages and some chats, for renew_sft.toml
     python recipes/embedded/build_data.py tokenizer RAW OUT     OUT/tokenizer, trained on both
     python recipes/embedded/build_data.py alignment RAW OUT     OUT/preferences, questions, solutions: reward models, GRPO
     python recipes/embedded/build_data.py check RAW OUT         fails when OUT holds a test prompt, eight words of one, or a held-out sum
@@ -130,6 +131,8 @@ class Tested:
 
 
 def texts_of(document: Document) -> list[str]:
+    if "prompt" in document:
+        return [document["prompt"] + document["completion"]]
     return [document["text"]] if "text" in document else [turn["content"] for turn in document["messages"]]
 
 
@@ -168,6 +171,22 @@ def write_chats(raw: Path, out: Path) -> None:
         ordered = sorted(sides[held_out], key=lambda document: sources.order_key(json.dumps(document)))
         print(f"{name}: {write_jsonl(out / 'sft' / f'{name}.jsonl', ordered):,} conversations")
     print(", ".join(f"{kind} {count:,}" for kind, count in counts.items()))
+
+
+LESSON_CHATS = 26_000
+"""Conversations beside the lessons: about half of the tokens."""
+
+
+def write_lessons(raw: Path, out: Path) -> None:
+    """What `renew_sft.toml` learns: long passages with questions, and some of the conversations."""
+    tested = Tested()
+    made = recall.lessons(recall.Filler(out / "documents"), recall.COUNTS["lessons"])
+    lessons = [lesson for lesson in made if not tested.touches(texts_of(lesson))]
+    known = {name: list(sources.read_jsonl(out / "sft" / f"{name}.jsonl")) for name in ("train", "valid")}
+    mixed = [*lessons, *known["train"][:LESSON_CHATS]]
+    for name, documents in (("train", mixed), ("valid", known["valid"])):
+        ordered = sorted(documents, key=lambda document: sources.order_key(json.dumps(document)))
+        print(f"lessons {name}: {write_jsonl(out / 'lessons' / f'{name}.jsonl', ordered):,}")
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizer
@@ -225,7 +244,7 @@ def alignment(raw: Path, out: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- check
 
 
-CHECKED = ("documents", "long", "sft")
+CHECKED = ("documents", "long", "sft", "lessons")
 
 
 def check(raw: Path, out: Path) -> None:
@@ -242,6 +261,7 @@ STEPS = {
     "documents": documents,
     "recall": write_recall,
     "chats": write_chats,
+    "lessons": write_lessons,
     "tokenizer": train_tokenizer,
     "alignment": alignment,
     "check": check,

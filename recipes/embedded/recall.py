@@ -426,7 +426,7 @@ def told(
 DOCUMENTS = {"copies": 0.4, "tables": 0.3, "passages": 0.3}
 LONG_DOCUMENTS = {"copies": 0.2, "tables": 0.2, "passages": 0.6}
 CHATS = {"tables": 0.15, "passages": 0.25, "told": 0.6}
-COUNTS = {"documents": 24_000, "long": 2600, "chats": 9000}
+COUNTS = {"documents": 24_000, "long": 2600, "chats": 9000, "lessons": 1100}
 LONG_CHATS = 0.08
 """Of the conversations, those that need the extended context."""
 
@@ -446,6 +446,16 @@ def documents(filler: Filler, count: int, *, long: bool, seed: int) -> Iterator[
         found = makers[kind](filler, rng, length(rng, long))
         if not names_the_needle(found):
             yield found if "messages" in found else {"text": found["prompt"] + found["completion"]}
+            count -= 1
+
+
+def lessons(filler: Filler, count: int, *, seed: int = 4) -> Iterator[Document]:
+    """Long passages with their questions, for a stage that learns from the answers alone."""
+    rng = random.Random(seed)
+    while count:
+        found = passages(filler, rng, length(rng, long=True))
+        if not names_the_needle(found):
+            yield found
             count -= 1
 
 
