@@ -3,6 +3,8 @@
 // one fused multiply-add a column, columns ascending.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "simd.h"
 
@@ -24,13 +26,13 @@ constexpr int kStreamRows = 3;   // of integers, that memory bounds: a panel at 
 constexpr int kPrefetch = 4096;  // bytes ahead: about what memory delivers while one line is on its way
 
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-// Asks for a panel's bytes `distance` ahead in the order in which they lie, scales and codes alike. Scales are met half a
+// Asks for a panel's bytes two steps ahead in the order in which they lie, scales and codes alike. Scales are met half a
 // line a group: on demand they would be a second stream beside the codes, and a hole in what is asked for ahead.
 class ReadAhead {
   public:
-    ReadAhead() = default;
-    ReadAhead(const Matrix& w, const uint8_t* panel, size_t distance) : next_(panel + distance) {
+    ReadAhead(const Matrix& w, const uint8_t* panel) : next_(panel + 2 * kPrefetch) {
         for (size_t i = 0; i < w.scale_bytes; i += 64) prefetch(panel + i);
     }
     void line(int index) const { prefetch(next_ + 64 * index); }
@@ -40,7 +42,12 @@ class ReadAhead {
     }
 
   private:
-    const uint8_t* next_ = nullptr;
+    const uint8_t* next_;
+};
+struct NoReadAhead {
+    NoReadAhead(const Matrix&, const uint8_t*) {}
+    void line(int) const {}
+    void end_group(int, int) {}
 };
 
 // A tile's rows: pointers, so that rows can be gathered.
@@ -88,39 +95,18 @@ struct CodeLines {
     }
 };
 
-// sum += codes . rows over some lines of a group, which begins at column `column`.
-template <int MR, int NP, int BITS, bool FETCH>
-inline void add_lines(const uint8_t* const* codes, int first, int count, const TileRows& rows, int column,
-                      const ReadAhead* ahead, Ints (&sum)[MR][NP]) {
-#pragma GCC unroll 16
-    for (int b = first; b < first + count; ++b) {
-        const CodeLines<NP, BITS> line(codes, b);
-        for (int p = 0; FETCH && p < NP; ++p) ahead[p].line(b);
-        for (int m = 0; m < MR; ++m) {
-            const int8_t* x = rows.codes[m] + column + b * (BITS == 4 ? 8 : 4);
-            const Quad quad = load_quad(x);
-            for (int p = 0; p < NP; ++p)
-                sum[m][p] = BITS == 4 ? dot4(sum[m][p], line.low[p], quad) : dot8(sum[m][p], line.low[p], quad);
-            if (BITS == 4) {
-                const Quad next = load_quad(x + 4);
-                for (int p = 0; p < NP; ++p) sum[m][p] = dot4(sum[m][p], line.high[p], next);
-            }
-        }
-    }
-}
-
 #if defined(LEADLINE_AVX2)
-// The same for int4 by way of 16 bits: eight products of two fit, as many as four lines have.
-template <int MR, int NP, bool FETCH>
+// sum += codes . rows over four lines of int4, by way of 16 bits: eight products of two fit, as many as those have.
+template <int MR, int NP, class AHEAD>
 inline void add_four_lines(const uint8_t* const* codes, int first, const TileRows& rows, int column,
-                           const ReadAhead* ahead, Ints (&sum)[MR][NP]) {
+                           const AHEAD& ahead, Ints (&sum)[MR][NP]) {
     Words part[MR][NP];
     for (auto& line : part)
         for (Words& each : line) each = zero_words();
 #pragma GCC unroll 4
     for (int b = first; b < first + 4; ++b) {
         const CodeLines<NP, 4> line(codes, b);
-        for (int p = 0; FETCH && p < NP; ++p) ahead[p].line(b);
+        ahead.line(b);
         for (int m = 0; m < MR; ++m) {
             const int8_t* x = rows.codes[m] + column + b * 8;
             const Quad quad = load_quad(x), next = load_quad(x + 4);
@@ -137,11 +123,10 @@ template <int MR, int NP, int BITS, int GROUP, bool FETCH>
 void int_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, const TileOut& out) {
     const uint8_t* codes[NP];
     const uint16_t* scales[NP];
-    ReadAhead ahead[NP];
+    std::conditional_t<FETCH && NP == 1, ReadAhead, NoReadAhead> ahead(w, panel);
     for (int p = 0; p < NP; ++p) {
         scales[p] = reinterpret_cast<const uint16_t*>(panel + w.panel_bytes * p);
         codes[p] = panel + w.panel_bytes * p + w.scale_bytes;
-        if (FETCH) ahead[p] = {w, panel + w.panel_bytes * p, NP == 1 ? 2 * kPrefetch : w.panel_bytes * NP};
     }
     Floats acc[MR][NP];
     for (int m = 0; m < MR; ++m)
@@ -152,18 +137,39 @@ void int_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, const
         for (int m = 0; m < MR; ++m)
             for (int p = 0; p < NP; ++p) sum[m][p] = set1i(offset_of<BITS>(rows.sums[m][g]));
 #if defined(LEADLINE_AVX2)
-        if constexpr (BITS == 4)
-            for (int b = 0; b < kLines; b += 4) add_four_lines<MR, NP, FETCH>(codes, b, rows, g * GROUP, ahead, sum);
-        else
+        constexpr int kWide = BITS == 4 ? 0 : kLines;
+        for (int b = 0; b < kLines - kWide; b += 4) add_four_lines(codes, b, rows, g * GROUP, ahead, sum);
+#else
+        constexpr int kWide = kLines;
 #endif
-            add_lines<MR, NP, BITS, FETCH>(codes, 0, kLines, rows, g * GROUP, ahead, sum);
+#pragma GCC unroll 16
+        for (int b = 0; b < kWide; ++b) {
+            Bytes low[NP], high[NP];
+            ahead.line(b);
+            for (int p = 0; p < NP; ++p) {
+                Bytes raw = load_bytes(codes[p] + 64 * b);
+                if (FETCH && NP > 1) prefetch_far(codes[p] + 64 * b + w.panel_bytes * NP);
+                low[p] = BITS == 4 ? low_half(raw) : raw;
+                if (BITS == 4) high[p] = high_half(raw);
+            }
+            for (int m = 0; m < MR; ++m) {
+                const int8_t* x = rows.codes[m] + g * GROUP + b * (BITS == 4 ? 8 : 4);
+                Quad first = load_quad(x);
+                for (int p = 0; p < NP; ++p)
+                    sum[m][p] = BITS == 4 ? dot4(sum[m][p], low[p], first) : dot8(sum[m][p], low[p], first);
+                if (BITS == 4) {
+                    Quad second = load_quad(x + 4);
+                    for (int p = 0; p < NP; ++p) sum[m][p] = dot4(sum[m][p], high[p], second);
+                }
+            }
+        }
         for (int p = 0; p < NP; ++p) {
             Floats scale = load_half(scales[p] + g * kPanel);
             for (int m = 0; m < MR; ++m)
                 acc[m][p] = fma(to_floats(sum[m][p]), scale * set1(rows.scales[m][g]), acc[m][p]);
             codes[p] += 64 * kLines;
-            if (FETCH) ahead[p].end_group(g, kLines);
         }
+        ahead.end_group(g, kLines);
     }
     store_tile<MR, NP>(acc, out);
 }
