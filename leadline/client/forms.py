@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any, Literal
 
 from leadline.client.http import AsyncClient
@@ -74,12 +75,20 @@ class Forms:
             return False
 
 
+_TIGHT = {"x-guidance": {"whitespace_flexible": False}}
+_PATTERN = re.compile(r'"whitespace_pattern": "(?:[^"\\]|\\.)*"')
+
+
 def _structured(grammar: Grammar) -> dict[str, Any]:
+    """Without a space between JSON's signs: llguidance before 1.8 repeats `whitespace_pattern` without end, and a model
+    that begins to write spaces seldom stops."""
     if grammar.kind == "json_object":
-        return {"json": {"type": "object"}}
+        return {"json": {"type": "object", **_TIGHT}}
     if grammar.kind == "json_schema":
-        return {"json": json.loads(grammar.text)}
-    return {"grammar" if grammar.kind == "lark" else "regex": grammar.text}
+        return {"json": {**json.loads(grammar.text), **_TIGHT}}
+    if grammar.kind == "regex":
+        return {"regex": grammar.text}
+    return {"grammar": _PATTERN.sub('"whitespace_flexible": false', grammar.text)}
 
 
 def _response_format(grammar: Grammar) -> dict[str, Any] | None:

@@ -186,7 +186,7 @@ class AnswerReader:
 
     def _choice(self, choice: Mapping[str, Any], event: Mapping[str, Any]) -> list[EngineOutput]:
         index, text = int(choice.get("index", 0)), str(choice.get("text") or "")
-        logprobs = _logprobs(choice.get("logprobs"))
+        logprobs = _logprobs(choice.get("logprobs"), self.request.params.logprobs or 0)
         count = len(logprobs) or int(bool(text))
         self._tokens[index] += count
         if self.request.params.n == 1 and event.get("usage"):
@@ -272,16 +272,22 @@ async def connect(
     return RemoteEngine(AsyncClient(url, api_key=key, max_retries=0), info, theirs)
 
 
-def _logprobs(given: Any) -> tuple[TokenLogprob, ...]:
-    """OpenAI's lists of a completion's tokens; nothing where the server tells none."""
+def _logprobs(given: Any, count: int) -> tuple[TokenLogprob, ...]:
+    """OpenAI's lists of a completion's tokens, each with the `count` likeliest: servers add the token that was chosen.
+    Nothing where the server tells none."""
     if not isinstance(given, dict) or not given.get("tokens"):
         return ()
     tokens, values = given["tokens"], given.get("token_logprobs") or [None] * len(given["tokens"])
     tops = given.get("top_logprobs") or [None] * len(tokens)
     return tuple(
-        dataclasses.replace(_logprob(token, value), top=tuple(_logprob(*item) for item in (top or {}).items()))
+        dataclasses.replace(_logprob(token, value), top=_likeliest(top or {}, count))
         for token, value, top in zip(tokens, values, tops, strict=True)
     )
+
+
+def _likeliest(top: Mapping[str, Any], count: int) -> tuple[TokenLogprob, ...]:
+    found = [_logprob(*item) for item in top.items()]
+    return tuple(sorted(found, key=lambda each: each.logprob, reverse=True)[:count])
 
 
 def _logprob(token: Any, value: Any) -> TokenLogprob:

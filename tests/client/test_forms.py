@@ -15,7 +15,7 @@ import httpx2
 import jsonschema_rs
 import pytest
 
-from leadline.client.forms import Forms
+from leadline.client.forms import Forms, _structured
 from leadline.client.http import AsyncClient
 from leadline.client.remote import RemoteEngine
 from leadline.engine.types import EngineInfo, Grammar
@@ -279,3 +279,18 @@ def test_an_engine_that_has_stopped_is_an_error(tokenizer: Tokenizer, tmp_path: 
         other.engine.kill()
         assert chat(client, model="here").status_code in (500, 503)
         assert site.balance(user_id).total == spent
+
+
+def test_no_endless_spaces_are_asked_for() -> None:
+    """Of a grammar every pattern of spaces is taken out, whatever is escaped in it, and nothing beside it."""
+    told = {
+        "enum": ['"whitespace_pattern": "'],
+        "x-guidance": {"whitespace_pattern": r'( |\n\t"[ ]{0,20})?', "lenient": False},
+    }
+    lark = f"start: a b\na: %json {json.dumps(told)}\nb: %json {json.dumps(told)}"
+    sent = _structured(Grammar("lark", lark))["grammar"]
+    tight = {**told, "x-guidance": {"whitespace_flexible": False, "lenient": False}}
+    assert sent == f"start: a b\na: %json {json.dumps(tight)}\nb: %json {json.dumps(tight)}"
+    assert _structured(Grammar("json_schema", json.dumps(SCHEMA)))["json"] == SCHEMA | {
+        "x-guidance": {"whitespace_flexible": False}
+    }

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from leadline.client.http import AsyncClient
-from leadline.client.remote import RemoteEngine, connect
+from leadline.client.remote import RemoteEngine, _logprobs, connect
 from leadline.engine.fake import ANSWER
 from leadline.engine.types import EngineInfo, EngineOutput, EngineProtocol, EngineRequest, SamplingParams
 from leadline.errors import (
@@ -252,3 +252,12 @@ def test_a_platform_stands_before_it(upstream: LiveServer, tokenizer: Tokenizer,
         spent = used["prompt_tokens"] * MISS + used["completion_tokens"] * OUTPUT
         assert site.balance(user_id).total == 10**9 - spent
         assert site.faults() == []
+
+
+def test_no_more_likeliest_tokens_than_were_asked_for() -> None:
+    """vLLM adds the token that was chosen."""
+    given = {"tokens": ["c"], "token_logprobs": [-3.0], "top_logprobs": [{"c": -3.0, "a": -0.5, "b": -1.0}]}
+    (found,) = _logprobs(given, 2)
+    assert [(each.text_bytes, each.logprob) for each in found.top] == [(b"a", -0.5), (b"b", -1.0)]
+    assert found.logprob == -3.0
+    assert _logprobs(given, 0)[0].top == ()
