@@ -198,7 +198,8 @@ def _all(rounds: list[dict[str, Any]], name: str, field: str) -> list[float]:
 
 
 def _load(rounds: list[dict[str, Any]], name: str) -> str:
-    seconds = f"{statistics.median(_all(rounds, name, 'load_seconds')):.1f}"
+    middle = statistics.median(_all(rounds, name, "load_seconds"))
+    seconds = f"{middle:.2f}" if middle < 1 else f"{middle:.1f}"
     if "settled_seconds" not in rounds[0][name]:
         return seconds
     return f"{seconds}, in memory of its own after {statistics.median(_all(rounds, name, 'settled_seconds')):.1f}"
