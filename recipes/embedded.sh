@@ -9,7 +9,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STAGES="documents recall chats tokenizer shards alignment check pretrain extend sft average helpful safety grpo install gates"
+STAGES="documents recall chats lessons tokenizer shards alignment check pretrain extend sft average renew renew_sft mix"
+STAGES+=" helpful safety grpo install gates"
 RUNS=runs/embedded
 DATA=$RUNS/data
 RECIPES=recipes/embedded
@@ -35,10 +36,13 @@ train() { leadline train "$1" "$RECIPES/$2.toml" "${SETTINGS[@]}"; }
 
 run_stage() {
     case $1 in
-        documents | recall | chats | tokenizer | alignment | check) build "$1" ;;
-        shards) shards corpus; shards long ;;
+        documents | recall | chats | lessons | tokenizer | alignment | check) build "$1" ;;
+        shards) shards corpus; shards long; shards renew_corpus ;;
         pretrain | extend | sft) train "$1" "$1" ;;
         average) python "$RECIPES/average.py" "$RUNS/pretrain/model" "$RUNS/sft/model" 0.6 "$RUNS/average/model" ;;
+        renew) train pretrain renew ;;
+        renew_sft) train sft renew_sft ;;
+        mix) python "$RECIPES/average.py" "$RUNS/renew/model" "$RUNS/renew_sft/model" 0.5 "$RUNS/mix/model" ;;
         helpful | safety) train reward "$1" ;;
         grpo) train grpo grpo ;;
         install) python "$RECIPES/average.py" "$RUNS/grpo/model" "$RUNS/grpo/model" 1 leadline/embedded/model ;;  # in bf16

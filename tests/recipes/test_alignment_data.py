@@ -117,21 +117,22 @@ def test_what_is_asked_is_also_worked_out(recipe: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("pretrain", TrainConfig), ("extend", TrainConfig), ("sft", TrainConfig), ("helpful", RewardConfig),
-     ("safety", RewardConfig), ("grpo", GrpoConfig), ("align", GrpoConfig), ("worked", TrainConfig)],
+     ("safety", RewardConfig), ("grpo", GrpoConfig), ("align", GrpoConfig), ("worked", TrainConfig),
+     ("renew", TrainConfig), ("renew_sft", TrainConfig)],
 )  # fmt: skip
 def test_the_recipes_are_ones_that_their_stages_take(name: str, kind: type[Any]) -> None:
     load(kind, RECIPE / f"{name}.toml").check()
 
 
 def test_each_stage_starts_from_the_one_before() -> None:
-    names = ("extend", "sft", "helpful", "safety", "grpo", "worked", "align")
+    names = ("extend", "sft", "renew", "renew_sft", "helpful", "safety", "grpo", "worked", "align")
     starts = {
         name: re.search(r'^init = "runs/embedded/(\w+)/model"', (RECIPE / f"{name}.toml").read_text(), re.M)
         for name in names
     }
     assert {name: found and found[1] for name, found in starts.items()} == {
-        "extend": "pretrain", "sft": "extend", "helpful": "average",
-        "safety": "average", "grpo": "average", "worked": "average", "align": "grpo",
+        "extend": "pretrain", "sft": "extend", "renew": "average", "renew_sft": "renew", "helpful": "mix",
+        "safety": "mix", "grpo": "mix", "worked": "mix", "align": "grpo",
     }  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def test_the_script_goes_on_where_it_was_and_passes_settings(tmp_path: Path) -> 
     code, calls = script("raw")
     assert code == 0
     stages = [call.split()[3].removeprefix("recipes/embedded/") for call in calls if call.startswith("leadline train")]
-    assert stages == ["sft.toml", "helpful.toml", "safety.toml", "grpo.toml"]
+    assert stages == ["sft.toml", "renew.toml", "renew_sft.toml", "helpful.toml", "safety.toml", "grpo.toml"]
     assert calls[-1] == "python -m pytest tests/e2e/test_embedded.py"
     assert script("raw") == (0, [])
     assert [call.split()[2] for call in script("raw", "--from", "check")[1] if "build_data" in call] == ["check"]
