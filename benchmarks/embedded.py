@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
+from machine import describe, spread
 from transformers import AutoModelForCausalLM
 
 from leadline import LLM, SamplingParams
@@ -106,11 +106,6 @@ def measure(rounds: int) -> dict[str, Any]:
             starts[OURS].append(start(START_OURS))
             starts["transformers, float32"].append(start(START_THEIRS))
     return {"tokens_per_second": rates, "first_token_seconds": starts}
-
-
-def spread(values: list[float], form: str) -> str:
-    middle, least, most = (format(each, form) for each in (statistics.median(values), min(values), max(values)))
-    return f"{middle} ({least}-{most})"
 
 
 def main() -> None:

@@ -156,9 +156,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def line(rows: str, rounds: list[dict[str, dict[str, float]]]) -> str:
+    from machine import spread
+
     found = {name: [each[name][rows] for each in rounds] for name in rounds[0]}
     medians = {name: statistics.median(each) for name, each in found.items()}
-    cells = [f"{medians[n]:,.0f} ({min(found[n]):,.0f}-{max(found[n]):,.0f})" for n in ("leadline", "1", "2")]
+    cells = [spread(found[n], ",.0f") for n in ("leadline", "1", "2")]
     ratio = medians["leadline"] / max(medians["1"], medians["2"])
     return f"| {int(rows):,} | {' | '.join(cells)} | {ratio:.1f} x |"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,12 @@ def describe() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "leadline": leadline.__version__,
     }
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and in brackets the range: a cell of a table."""
+    middle, least, most = (format(each, form) for each in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({least}-{most})"
 
 
 def _lines(path: str) -> list[str]:

@@ -109,8 +109,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def line(case: str, rounds: list[dict[str, dict[str, float]]]) -> str:
+    from machine import spread
+
     found = {who: [each[who][case] for each in rounds] for who in ("ours", "theirs")}
-    cells = [f"{statistics.median(each):,.1f} ({min(each):,.1f}-{max(each):,.1f})" for each in found.values()]
+    cells = [spread(each, ",.1f") for each in found.values()]
     ratio = statistics.median(found["ours"]) / statistics.median(found["theirs"])
     return f"| {case} | {' | '.join(cells)} | {ratio:.1f} x |"
 
