@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py prepare --gguf-python ENV/bin/python --home DIR
     python benchmarks/peers.py run --home DIR --llama ENV/bin/python [--ik ENV2/bin/python] --rounds 3
+    python benchmarks/peers.py run --home DIR --llama ENV/bin/python --rounds 2 --long 2048 8192   # a table of its own
 
 `prepare` writes each engine's own format tensor by tensor: no bf16 model is ever on the disk or in memory. `run` starts
 every engine in every round, in turns, each alone in memory, so that a change of the machine's mood meets all alike.
@@ -28,15 +29,14 @@ from machine import describe
 
 HERE = Path(__file__).parent
 THREADS = 2
-PREFILL, LONG_PREFILL = [128, 512], [2048]
+PREFILL = [128, 512]
 DECODE = [(128, 16, 1), (8, 4, 16)]
 BATCH = "decode 8 x 16"
-LONG_DECODE = [(2048, 16, 1)]
 AVX2 = "leadline, AVX2"
 """leadline without AVX-512: what a machine like most laptops would run, beside peers that use all this one has."""
 
-TEMPLATE = """\
-# On a CPU, beside its peers
+HEAD = """\
+# On a CPU, beside its peers{title}
 
 Random weights of the V2-Lite shape, 27 layers, 4 bits ({bits:.2f} bits a weight of what leadline reads for a token,
 scales counted; Q4_0 is 4.5, its attn_k_b Q5_0), {threads} threads, {rounds} rounds in turns, each engine alone in
@@ -50,10 +50,14 @@ llama-cpp-python {llama}. Measured in the same rounds: memory read {read:.1f} GB
 |---|{rule}---:|
 {rows}
 
+"""
+SHORT_BOUNDS = """\
 Decode's bound at {read:.1f} GB/s is {bound:.1f} tokens/s for leadline's {megabytes:,.0f} MB a token: it reaches
 {share:.0%} of it at context 128. Sixteen sequences meet experts for {batch_gb:.1f} GB a step, which bounds them at
 {batch_bound:.0f} tokens/s together: {batch_share:.0%}.
 
+"""
+TAIL = """\
 | | {engines} |
 |---|{rule}
 | load, seconds | {loads} |
@@ -92,14 +96,15 @@ def _timed(work: Any) -> float:
     return time.perf_counter() - started
 
 
-def measure(name: str, options: argparse.Namespace, long: bool) -> dict[str, Any]:
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One engine's cases in a process of its own."""
+    long: list[int] = options.long
     case: dict[str, Any] = {
         "threads": THREADS,
-        "context": 4096,
-        "sequences": 16,
-        "prefill": PREFILL + (LONG_PREFILL if long else []),
-        "decode": DECODE + (LONG_DECODE if long else []),
+        "context": max(4096, *(length + 512 for length in long)) if long else 4096,
+        "sequences": 1 if long else 16,
+        "prefill": [] if long else PREFILL,
+        "decode": [(length, 16, 1) for length in long] or DECODE,
         "mmap": True,
     }
     home: Path = options.home
@@ -138,7 +143,7 @@ def run(options: argparse.Namespace) -> None:
         for name in turn:
             if name not in rounds[number]:
                 print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
-                rounds[number][name] = measure(name, options, long=options.long)
+                rounds[number][name] = measure(name, options)
                 raw.write_text(json.dumps(rounds, indent=1))
     write(options, rounds)
 
@@ -152,36 +157,45 @@ def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
     }
     read = statistics.median(each["limits"]["read"] for each in rounds)
     ours = rounds[0]["leadline"]
-    bound = read * 1e9 / ours["read_bytes"]
-    batch_bytes = statistics.median(each["leadline"]["step_bytes"][BATCH] for each in rounds)
-    batch_bound = 16 * read * 1e9 / batch_bytes
     rows = [_row(case, names, rates) for case in rates["leadline"]]
-    text = TEMPLATE.format(
+    values: dict[str, Any] = {
         **describe(),
-        llama=options.llama_version,
-        bits=ours["active_bits"],
-        threads=THREADS,
-        rounds=len(rounds),
-        read=read,
-        reads=" to ".join(f"{limit:.0f}" for limit in _range(rounds)),
-        gemm=statistics.median(each["limits"]["gemm"] for each in rounds),
-        engines=" | ".join(names),
-        rule="---:|" * len(names),
-        rows="\n".join(rows),
-        bound=bound,
-        megabytes=ours["read_bytes"] / 1e6,
-        batch_gb=batch_bytes / 1e9,
-        batch_bound=batch_bound,
-        batch_share=statistics.median(rates["leadline"][BATCH]) / batch_bound,
-        share=statistics.median(rates["leadline"]["decode 128"]) / bound,
-        loads=" | ".join(_load(rounds, name) for name in names),
-        memory=" | ".join(f"{max(_all(rounds, name, 'rss')) / 2**30:.1f}" for name in names),
-        notes=f"{options.note}\n\n" if options.note else "",
-    )
+        "title": f", after {' and '.join(f'{length:,}' for length in options.long)} tokens" if options.long else "",
+        "llama": options.llama_version,
+        "bits": ours["active_bits"],
+        "threads": THREADS,
+        "rounds": len(rounds),
+        "read": read,
+        "reads": " to ".join(f"{limit:.0f}" for limit in _range(rounds)),
+        "gemm": statistics.median(each["limits"]["gemm"] for each in rounds),
+        "engines": " | ".join(names),
+        "rule": "---:|" * len(names),
+        "rows": "\n".join(rows),
+        "loads": " | ".join(_load(rounds, name) for name in names),
+        "memory": " | ".join(f"{max(_all(rounds, name, 'rss')) / 2**30:.1f}" for name in names),
+        "notes": f"{options.note}\n\n" if options.note else "",
+    }
+    bounds = "" if options.long else SHORT_BOUNDS.format(**values, **_bounds(rounds, read, rates["leadline"]))
+    text = HEAD.format(**values) + bounds + TAIL.format(**values)
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     result = {"machine": describe(), "rounds": rounds}
     options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(options.output.with_suffix(".png"), names, rates)
+
+
+def _bounds(rounds: list[dict[str, Any]], read: float, rates: dict[str, list[float]]) -> dict[str, float]:
+    """What bandwidth allows, and the share of it that was reached."""
+    token_bytes = rounds[0]["leadline"]["read_bytes"]
+    batch_bytes = statistics.median(each["leadline"]["step_bytes"][BATCH] for each in rounds)
+    bound, batch_bound = read * 1e9 / token_bytes, 16 * read * 1e9 / batch_bytes
+    return {
+        "bound": bound,
+        "megabytes": token_bytes / 1e6,
+        "share": statistics.median(rates["decode 128"]) / bound,
+        "batch_gb": batch_bytes / 1e9,
+        "batch_bound": batch_bound,
+        "batch_share": statistics.median(rates[BATCH]) / batch_bound,
+    }
 
 
 def _range(rounds: list[dict[str, Any]]) -> tuple[float, float]:
@@ -243,11 +257,13 @@ def main() -> None:
     parser.add_argument("--llama-version", default="")
     parser.add_argument("--ik", type=Path)
     parser.add_argument("--avx2", action="store_true", help="leadline on AVX2 alone as well")
-    parser.add_argument("--long", action="store_true", help="contexts of 2,048 too: minutes for some")
+    long = "instead of the usual cases, prefill of these lengths and decode after them: minutes for some"
+    parser.add_argument("--long", type=int, nargs="+", default=[], help=long)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--note", default="", help="a line under the table")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "peers")
+    parser.add_argument("--output", type=Path, help="of the tables; benchmarks/results/peers or peers_long by default")
     options = parser.parse_args()
+    options.output = options.output or HERE / "results" / ("peers_long" if options.long else "peers")
     if options.what == "prepare":
         prepare(options.home, options.gguf_python)
     elif options.what == "run":

@@ -80,19 +80,21 @@ class Engine:
         self.prefill(length, self.tables(1, length)[0])
         return length / (time.perf_counter() - started)
 
-    def time_decode(self, context: int, tokens: int, sequences: int) -> tuple[float, float]:
-        """All sequences' tokens a second, the median of the steps; and the bytes that a step really read, on average:
-        of the experts those that were met."""
+    def time_decode(self, context: int, tokens: int, sequences: int) -> tuple[float, float, float]:
+        """All sequences' tokens a second, the median of the steps; prefill's before them; and the bytes that a step
+        really read, on average: of the experts those that were met."""
         tables = self.tables(sequences, context + tokens)
+        started = time.perf_counter()
         for table in tables:
             self.prefill(context, table)
+        prefill = sequences * context / (time.perf_counter() - started)
         times, before = [], self.model.bytes_read
         for place in range(context, context + tokens):
             ids_T = self.random_ids(sequences)
             started = time.perf_counter()
             self.step(ids_T, [place] * sequences, [1] * sequences, tables)
             times.append(time.perf_counter() - started)
-        return sequences / statistics.median(times), (self.model.bytes_read - before) / tokens
+        return sequences / statistics.median(times), prefill, (self.model.bytes_read - before) / tokens
 
 
 @torch.inference_mode()
@@ -105,7 +107,10 @@ def main() -> None:
         found[f"prefill {length}"] = engine.time_prefill(length)
     for context, tokens, sequences in case["decode"]:
         name = f"decode {context}" if sequences == 1 else f"decode {context} x {sequences}"
-        found[name], step_bytes[name] = engine.time_decode(context, tokens, sequences)
+        rate, prefill, step_bytes[name] = engine.time_decode(context, tokens, sequences)
+        if sequences == 1:
+            found.setdefault(f"prefill {context}", prefill)
+        found[name] = rate
     rss = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     all_regions = regions(engine.config, read_manifest(folder, engine.config).recipe)
     result = {

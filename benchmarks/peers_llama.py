@@ -92,18 +92,20 @@ class Engine:
         self.prefill(length)
         return length / (time.perf_counter() - started)
 
-    def time_decode(self, context: int, tokens: int, sequences: int) -> float:
-        """All sequences' tokens a second; the median of the steps."""
+    def time_decode(self, context: int, tokens: int, sequences: int) -> tuple[float, float]:
+        """All sequences' tokens a second, the median of the steps; and prefill's before them."""
         self.clear()
+        started = time.perf_counter()
         for sequence in range(sequences):
             self.prefill(context, sequence)
+        prefill = sequences * context / (time.perf_counter() - started)
         times = []
         for step in range(tokens):
             rows = [(self.token(), context + step, sequence, True) for sequence in range(sequences)]
             started = time.perf_counter()
             self.decode(rows)
             times.append(time.perf_counter() - started)
-        return sequences / statistics.median(times)
+        return sequences / statistics.median(times), prefill
 
 
 def main() -> None:
@@ -115,7 +117,10 @@ def main() -> None:
         found[f"prefill {length}"] = engine.time_prefill(length)
     for context, tokens, sequences in case["decode"]:
         name = f"decode {context}" if sequences == 1 else f"decode {context} x {sequences}"
-        found[name] = engine.time_decode(context, tokens, sequences)
+        rate, prefill = engine.time_decode(context, tokens, sequences)
+        if sequences == 1:
+            found.setdefault(f"prefill {context}", prefill)
+        found[name] = rate
     print(json.dumps({"tokens_per_second": found, "load_seconds": engine.load_seconds, "rss": rss()}))
     sys.stdout.flush()
     ctypes.CDLL(None)._exit(0)  # freeing 9 GB politely takes seconds
