@@ -32,7 +32,8 @@ struct Matrix {
     }
 };
 
-// Rows that a matrix is multiplied by: floats as they are, or codes with a scale and the codes' sum a group.
+// Rows that a matrix is multiplied by: floats as they are, or codes with a scale and -8 times the codes' sum a group: what
+// int4's offset of 8 takes from a product.
 struct Activations {
     const float* x = nullptr;
     int64_t x_stride = 0;

@@ -21,7 +21,7 @@ constexpr int kFloatRows = 3, kFloatPanels = 2;
 constexpr int kIntRows = 1, kIntPanels = 1;
 constexpr int kFloatRows = 1, kFloatPanels = 1;
 #endif
-constexpr int kRowBlock = 36;    // six whole tiles
+constexpr int kRowBlock = 120;   // activations that stay in the second level beside the panels
 constexpr int kStreamRows = 3;   // of integers, that memory bounds: a panel at a time is one stream
 constexpr int kPrefetch = 4096;  // bytes ahead: about what memory delivers while one line is on its way
 
@@ -50,12 +50,21 @@ struct NoReadAhead {
     void end_group(int, int) {}
 };
 
+constexpr int kMostRows = kFloatRows > kIntRows ? kFloatRows : kIntRows;
+
 // A tile's rows: pointers, so that rows can be gathered.
 struct TileRows {
-    const float* x[kFloatRows > kIntRows ? kFloatRows : kIntRows];
-    const int8_t* codes[kFloatRows > kIntRows ? kFloatRows : kIntRows];
-    const float* scales[kFloatRows > kIntRows ? kFloatRows : kIntRows];
-    const int32_t* sums[kFloatRows > kIntRows ? kFloatRows : kIntRows];
+    int count;
+    const float* x[kMostRows];
+    const int8_t* codes[kMostRows];
+    const float* scales[kMostRows];
+    const int32_t* sums[kMostRows];
+};
+
+// What a tile asks for while it runs: so many lines for each line of codes that it meets.
+struct TileAhead {
+    const uint8_t* at = nullptr;
+    int lines = 0;
 };
 
 struct TileOut {
@@ -76,9 +85,10 @@ inline void store_tile(const Floats (&acc)[MR][NP], const TileOut& o) {
         }
 }
 
+// What the codes' offset takes from a group's sum; `sum` is -8 times the activations' (kernels.h).
 template <int BITS>
-inline int32_t offset_of(int32_t sum) {
-    return BITS == 4 ? -8 * sum : kSigned8 ? 0 : -128 * sum;
+inline Ints offset_of(int32_t sum) {
+    return BITS == 4 ? set1i(sum) : kSigned8 ? set1i(0) : shift_left(set1i(sum), 4);
 }
 
 // A line of codes of each panel: those of the first columns, and of int4 those of the four after them.
@@ -118,12 +128,14 @@ inline void add_four_lines(const uint8_t* const* codes, int first, const TileRow
 }
 #endif
 
-// Integer codes. Later blocks of rows find the panel in cache, so only the first, FETCH, reads ahead.
+// Integer codes. A panel alone, which memory bounds, is read ahead of (FETCH) by the first tile that meets it; panels side
+// by side are met by many rows, and their tiles share in asking for the next panels.
 template <int MR, int NP, int BITS, int GROUP, bool FETCH>
-void int_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, const TileOut& out) {
+void int_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, TileAhead next, const TileOut& out) {
     const uint8_t* codes[NP];
     const uint16_t* scales[NP];
-    std::conditional_t<FETCH && NP == 1, ReadAhead, NoReadAhead> ahead(w, panel);
+    static_assert(!FETCH || NP == 1);
+    std::conditional_t<FETCH, ReadAhead, NoReadAhead> ahead(w, panel);
     for (int p = 0; p < NP; ++p) {
         scales[p] = reinterpret_cast<const uint16_t*>(panel + w.panel_bytes * p);
         codes[p] = panel + w.panel_bytes * p + w.scale_bytes;
@@ -135,7 +147,7 @@ void int_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, const
     for (int g = 0; g < w.groups; ++g) {
         Ints sum[MR][NP];
         for (int m = 0; m < MR; ++m)
-            for (int p = 0; p < NP; ++p) sum[m][p] = set1i(offset_of<BITS>(rows.sums[m][g]));
+            for (int p = 0; p < NP; ++p) sum[m][p] = offset_of<BITS>(rows.sums[m][g]);
 #if defined(LEADLINE_AVX2)
         constexpr int kWide = BITS == 4 ? 0 : kLines;
         for (int b = 0; b < kLines - kWide; b += 4) add_four_lines(codes, b, rows, g * GROUP, ahead, sum);
@@ -146,9 +158,10 @@ void int_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, const
         for (int b = 0; b < kWide; ++b) {
             Bytes low[NP], high[NP];
             ahead.line(b);
+            if constexpr (NP > 1)
+                for (int i = 0; i < next.lines; ++i) prefetch_far(next.at), next.at += 64;
             for (int p = 0; p < NP; ++p) {
                 Bytes raw = load_bytes(codes[p] + 64 * b);
-                if (FETCH && NP > 1) prefetch_far(codes[p] + 64 * b + w.panel_bytes * NP);
                 low[p] = BITS == 4 ? low_half(raw) : raw;
                 if (BITS == 4) high[p] = high_half(raw);
             }
@@ -175,7 +188,7 @@ void int_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, const
 }
 
 template <int MR, int NP, bool HALF, bool FETCH>
-void float_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, const TileOut& out) {
+void float_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, TileAhead, const TileOut& out) {
     Floats acc[MR][NP];
     for (int m = 0; m < MR; ++m)
         for (int p = 0; p < NP; ++p) acc[m][p] = zero();
@@ -213,7 +226,7 @@ void float_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, con
     store_tile<MR, NP>(acc, out);
 }
 
-using Tile = void (*)(const Matrix&, const uint8_t*, const TileRows&, const TileOut&);
+using Tile = void (*)(const Matrix&, const uint8_t*, const TileRows&, TileAhead, const TileOut&);
 
 template <int MR, int NP, bool FETCH>
 Tile int_tile_for(const Matrix& w) {
@@ -234,7 +247,7 @@ Tile choose(const Matrix& w, int rows, bool fetch) {
         if (rows < MR) return choose<MR - 1, NP>(w, rows, fetch);
     }
     if constexpr (NP == 1 || NP == kIntPanels) {
-        if (w.integer()) return fetch ? int_tile_for<MR, NP, true>(w) : int_tile_for<MR, NP, false>(w);
+        if (w.integer()) return fetch && NP == 1 ? int_tile_for<MR, NP, NP == 1>(w) : int_tile_for<MR, NP, false>(w);
     }
     if constexpr (NP == 1 || NP == kFloatPanels) {
         if (!w.integer()) return fetch ? float_tile_for<MR, NP, true>(w) : float_tile_for<MR, NP, false>(w);
@@ -242,45 +255,60 @@ Tile choose(const Matrix& w, int rows, bool fetch) {
     return nullptr;
 }
 
-constexpr int kMaxRows = kFloatRows > kIntRows ? kFloatRows : kIntRows;
-
 inline Tile tile_for(const Matrix& w, int rows, int panels, bool fetch) {
-    if (panels == 1) return choose<kMaxRows, 1>(w, rows, fetch);
-    return w.integer() ? choose<kMaxRows, kIntPanels>(w, rows, fetch) : choose<kMaxRows, kFloatPanels>(w, rows, fetch);
+    if (panels == 1) return choose<kMostRows, 1>(w, rows, fetch);
+    return w.integer() ? choose<kMostRows, kIntPanels>(w, rows, fetch) : choose<kMostRows, kFloatPanels>(w, rows, fetch);
 }
 
-inline void gather(TileRows& tile, const Activations& a, const int32_t* index, int from, int count, bool integer) {
-    for (int m = 0; m < count; ++m) {
-        int64_t row = index ? index[from + m] : from + m;
-        if (integer) {
-            tile.codes[m] = a.codes + row * a.code_stride;
-            tile.scales[m] = a.scales + row * a.group_stride;
-            tile.sums[m] = a.sums + row * a.group_stride;
-        } else {
-            tile.x[m] = a.x + row * a.x_stride;
+// Rows [from, until) cut into tiles of up to `most`; returns how many. The last two share what is left: one row alone costs
+// as much as two.
+inline int cut(TileRows* tiles, const Activations& a, const int32_t* index, int from, int until, int most, bool integer) {
+    int count = 0;
+    for (int at = from; at < until; ++count) {
+        const int left = until - at;
+        TileRows& tile = tiles[count];
+        tile.count = left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
+        for (int m = 0; m < tile.count; ++m, ++at) {
+            const int64_t row = index ? index[at] : at;
+            if (integer) {
+                tile.codes[m] = a.codes + row * a.code_stride;
+                tile.scales[m] = a.scales + row * a.group_stride;
+                tile.sums[m] = a.sums + row * a.group_stride;
+            } else {
+                tile.x[m] = a.x + row * a.x_stride;
+            }
         }
     }
+    return count;
 }
 
-constexpr int kRowsInCache = 120;  // activations that stay in the second level beside the panels
+// The share of tile `tile` of `tiles` in asking for as many panels as it meets, those that follow.
+inline TileAhead ahead_of(const Matrix& w, const uint8_t* panel, int panels, int tile, int tiles) {
+    const int64_t bytes = panels * static_cast<int64_t>(w.panel_bytes);
+    const int64_t steps = static_cast<int64_t>(w.panel_bytes - w.scale_bytes) / 64;  // lines of codes, of each panel
+    const int64_t lines = (bytes / 64 + tiles * steps - 1) / (tiles * steps), at = tile * steps * lines * 64;
+    return at < bytes ? TileAhead{panel + bytes + at, static_cast<int>(lines)} : TileAhead{};
+}
 
 void matmul(const Matrix& w, int part, int first, int count, const Activations& a, const int32_t* index, int rows,
             float* out, int64_t out_stride) {
-    const int most_rows = w.integer() ? kIntRows : kFloatRows;
-    const int most_panels = w.integer() ? (rows <= kStreamRows ? 1 : kIntPanels) : kFloatPanels;
-    for (int from = 0; from < rows; from += kRowsInCache) {
-        const int until = rows < from + kRowsInCache ? rows : from + kRowsInCache;
+    const bool integer = w.integer();
+    const int most_rows = integer ? kIntRows : kFloatRows;
+    const int most_panels = !integer ? kFloatPanels : rows <= kStreamRows ? 1 : kIntPanels;
+    TileRows cuts[kRowBlock];
+    for (int from = 0; from < rows; from += kRowBlock) {
+        const int until = rows < from + kRowBlock ? rows : from + kRowBlock;
+        const int tiles = cut(cuts, a, index, from, until, most_rows, integer);
         for (int p = 0; p < count;) {
             const int panels = count - p >= most_panels ? most_panels : 1;
             const int end = (first + p + panels) * kPanel;
-            const int lanes = end > w.rows ? kPanel - (end - w.rows) : kPanel;
-            for (int m = from; m < until;) {
-                const int step = until - m < most_rows ? until - m : most_rows;
-                TileRows tile;
-                gather(tile, a, index, m, step, w.integer());
-                TileOut to{out + m * out_stride + p * kPanel, out_stride, lanes};
-                tile_for(w, step, panels, m == 0)(w, w.panel(part, first + p), tile, to);
-                m += step;
+            const uint8_t* panel = w.panel(part, first + p);
+            const bool asks = from == 0 && panels > 1 && integer;
+            TileOut to{out + from * out_stride + p * kPanel, out_stride, end > w.rows ? kPanel - (end - w.rows) : kPanel};
+            for (int i = 0; i < tiles; ++i) {
+                const TileAhead ahead = asks ? ahead_of(w, panel, panels, i, tiles) : TileAhead{};
+                tile_for(w, cuts[i].count, panels, i == 0)(w, panel, cuts[i], ahead, to);
+                to.out += cuts[i].count * out_stride;
             }
             p += panels;
         }

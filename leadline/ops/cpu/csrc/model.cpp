@@ -536,6 +536,8 @@ void Model::expand(const LayerWeights& w, int tokens) {
             const int64_t line = static_cast<int64_t>(t) * heads + head;
             float* out = latent_.get() + line * latent;
             float most = most_.get()[line], sum = sum_.get()[line];
+            if (t + 1 < first + count)  // its rows lie too far apart for the processor to ask for the next by itself
+                for (int i = 0; i < latent; i += 16) __builtin_prefetch(out + static_cast<int64_t>(heads) * latent + i);
             if (split_)
                 for (int64_t piece = piece_of_[static_cast<size_t>(t)]; piece < piece_of_[static_cast<size_t>(t) + 1];
                      ++piece) {

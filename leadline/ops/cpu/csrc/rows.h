@@ -10,28 +10,32 @@ namespace LEADLINE_ISA {
 
 // One group to codes in [-127, 127]. The greatest magnitude is found on the bits, where NaN is greater than infinity:
 // both come out as a scale that is not finite, so that a broken number is not lost on the way.
-inline void quantise_group(const float* x, int columns, int group, int8_t* codes, float* scale, int32_t* sum) {
-    Ints most = set1i(0);
-    each_vector(columns, [&](int i, int n) { most = max_unsigned(most, bits(load_n(x + i, n)) & set1i(0x7fffffff)); });
-    uint32_t greatest = max_lanes_unsigned(most);
+template <int GROUP>
+inline void quantise_group(const float* x, int columns, int8_t* codes, float* scale, int32_t* sum) {
+    Floats values[GROUP / 16];
+    Ints most = set1i(0), total = set1i(0);
+    for (int i = 0; i < GROUP / 16; ++i) {
+        const int left = columns - 16 * i;
+        values[i] = left >= 16 ? load(x + 16 * i) : left > 0 ? load_n(x + 16 * i, left) : zero();
+        most = max_unsigned(most, bits(values[i]) & set1i(0x7fffffff));
+    }
+    const uint32_t greatest = max_lanes_unsigned(most);
     float peak;
     std::memcpy(&peak, &greatest, 4);
     const bool empty = peak < 1e-30f;
     *scale = empty ? 0.0f : peak / 127.0f;
     const Floats steps = set1(empty ? 0.0f : 127.0f / peak);
-    Ints total = set1i(0);
-    for (int i = 0; i < group; i += 16) {
-        Ints code = set1i(0);
-        if (i < columns) code = to_ints(load_n(x + i, columns - i < 16 ? columns - i : 16) * steps);
-        store_bytes(codes + i, code);
+    for (int i = 0; i < GROUP / 16; ++i) {
+        const Ints code = to_ints(values[i] * steps);
+        store_bytes(codes + 16 * i, code);
         total = total + code;
     }
-    *sum = sum_lanes(total);
+    *sum = -8 * sum_lanes(total);
 }
 
 void quantise(const float* x, int columns, int8_t* codes, float* scales, int32_t* sums, int group) {
-    for (int i = 0, g = 0; i < columns; i += group, ++g)
-        quantise_group(x + i, columns - i < group ? columns - i : group, group, codes + i, scales + g, sums + g);
+    const auto each = group == 32 ? quantise_group<32> : quantise_group<64>;
+    for (int i = 0, g = 0; i < columns; i += group, ++g) each(x + i, columns - i, codes + i, scales + g, sums + g);
 }
 
 void norm(const float* x, const float* weight, float eps, int width, float* out) {
@@ -101,7 +105,8 @@ void swiglu(const Matrix& w, int part, int block, const Activations& a, const in
 }
 
 void divide(float* x, float by, int width) {
-    each_vector(width, [&](int i, int n) { store_n(x + i, load_n(x + i, n) / set1(by), n); });
+    const Floats times = set1(1.0f / by);
+    each_vector(width, [&](int i, int n) { store_n(x + i, load_n(x + i, n) * times, n); });
 }
 
 void to_bf16(const float* x, uint16_t* out, int width) {
