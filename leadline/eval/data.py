@@ -16,7 +16,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,13 @@ def text_of(row: Row, *names: str, place: str) -> str:
         if row.get(name) is not None:
             return str(row[name])
     raise DataError(f"{place} has no {' or '.join(names)}")
+
+
+def pick(rows: Sequence[Row], column: str, openings: Sequence[str], count: int) -> list[Row]:
+    """The rows that open so, in this order, and the first others when those do not suffice."""
+    known = [next((row for row in rows if row[column].startswith(opening)), None) for opening in openings]
+    found = [row for row in known if row is not None]
+    return [*found, *(row for row in rows if row not in found)][:count]
 
 
 def _snapshot(hub: str, files: tuple[str, ...]) -> Path:

@@ -27,6 +27,8 @@ class Perfect:
         self.answers = {}
         for item in items:
             self.answers[item.prompt] = item.answer
+            if item.completion:
+                self.answers[item.prompt + item.answer] = item.completion
             for turn in item.turns:
                 self.answers[turn] = item.answer
 

@@ -1,16 +1,19 @@
-"""Questions with four options: MMLU, CMMLU and C-Eval differ in their words only (appendix G, tables 15, 19 and 29)."""
+"""Questions with lettered options: MMLU, CMMLU, C-Eval and ARC differ in their words only (appendix G, tables 13, 15,
+19 and 29)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from string import ascii_uppercase
 
 from leadline.errors import DataError
 from leadline.eval.data import Row, Source, text_of
 from leadline.eval.task import Item, Setup
 
 LETTERS = ("A", "B", "C", "D")
+"""Of the sets that have four options always."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Question:
 
     def body(self) -> str:
         """The question and its options, one a line."""
-        options = (f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=False))
+        options = (f"{letter}. {option}" for letter, option in zip(ascii_uppercase, self.options, strict=False))
         return "\n".join((self.text, *options))
 
 
@@ -68,7 +71,7 @@ def quiz_items(setup: Setup, examples: Sequence[Question], questions: Sequence[Q
         subject = question.subject
         known = "".join(_example(each, style) for each in shots[subject][: setup.shots])
         prompt = f"{style.head(subject)}{known}{style.question}{question.body()}\n{style.asks}"
-        choices = tuple(style.space + letter for letter in LETTERS)
+        choices = tuple(style.space + letter for letter in ascii_uppercase[: len(question.options)])
         answer = style.space + question.answer
         items.append(Item(f"{subject}/{numbers[subject]}", prompt, answer, choices, subject))
         numbers[subject] += 1

@@ -1,5 +1,5 @@
-"""Task: what is asked, and how an answer is marked. Four methods: choice by log-likelihood, generation, bits per byte,
-and a judge that reads the answers.
+"""Task: what is asked, and how an answer is marked (section 3.2.1): choices and prefixes by log-likelihood, generation,
+code that is run, bits per byte, and a judge that reads the answers.
 
 A benchmark (`leadline.eval.tasks`) makes `Item`s in the paper's format and names a method. Everything that shows in a
 prompt is in its `prompt_id`, and whatever else changes a score raises the task's `version`.
@@ -32,7 +32,8 @@ _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
     """One question. `answer` is a continuation that is marked 1.0 (of a choice: the right one; of a document: its
-    text); `turns` are later questions of the same conversation; `facts` is what only the marking needs."""
+    text); `completion` is what follows each choice where choices are prefixes; `turns` are later questions of the same
+    conversation; `facts` is what only the marking needs."""
 
     id: str
     prompt: str
@@ -40,12 +41,14 @@ class Item:
     choices: tuple[str, ...] = ()
     group: str = ""
     turns: tuple[str, ...] = ()
+    completion: str = ""
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def prompt_id(self) -> str:
         """The same for the same question in the same words."""
-        asked = json.dumps([self.prompt, self.choices, self.turns], ensure_ascii=False)
+        shown = [self.prompt, self.choices, self.turns, *([self.completion] if self.completion else [])]
+        asked = json.dumps(shown, ensure_ascii=False)
         return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -116,23 +119,35 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The continuation with the greatest log-probability wins: as a whole, or per byte where lengths differ."""
+    """The likeliest continuation wins: as a whole, or with `per_token` the one of least perplexity, for continuations
+    of unlike lengths."""
 
-    per_byte: bool = False
+    per_token: bool = False
 
     def ask(self, items: Sequence[Item], bench: Bench) -> list[Result]:
         spans = [Span(item.prompt, choice) for item in items for choice in item.choices]
         scores = iter(bench.lm.loglikelihood(spans))
-        return [self._result(item, [next(scores) for _ in item.choices]) for item in items]
+        return [_chosen(item, [self._value(next(scores)) for _ in item.choices]) for item in items]
 
-    def _result(self, item: Item, scores: Sequence[Score]) -> Result:
-        values = [
-            score.logprob / (len(choice.encode()) if self.per_byte else 1)
-            for score, choice in zip(scores, item.choices, strict=True)
-        ]
-        best = item.choices[max(range(len(values)), key=values.__getitem__)]
-        note = " ".join(f"{value:.4f}" for value in values)
-        return Result(item.id, item.prompt_id, float(best == item.answer), item.group, output=best, note=note)
+    def _value(self, score: Score) -> float:
+        return score.logprob / max(score.tokens, 1) if self.per_token else score.logprob
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixChoice:
+    """The choices are prefixes of one completion; the one after which it is likeliest wins (table 35)."""
+
+    def ask(self, items: Sequence[Item], bench: Bench) -> list[Result]:
+        spans = [Span(item.prompt + choice, item.completion) for item in items for choice in item.choices]
+        scores = iter(bench.lm.loglikelihood(spans))
+        return [_chosen(item, [next(scores).logprob for _ in item.choices]) for item in items]
+
+
+def _chosen(item: Item, values: Sequence[float]) -> Result:
+    """The choice of the greatest value; of equal ones the first."""
+    best = item.choices[max(range(len(values)), key=values.__getitem__)]
+    note = " ".join(f"{value:.4f}" for value in values)
+    return Result(item.id, item.prompt_id, float(best == item.answer), item.group, output=best, note=note)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from leadline.cli import run
 from leadline.eval.sandbox import why_not
 from leadline.eval.tasks import NAMES
-from tests.eval.samples import make_all
+from tests.eval.made import make_all
 from tests.fixtures_server import live_server, small_tokenizer
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval.samples import make_all
+from tests.eval.made import make_all
 
 
 @pytest.fixture(scope="session")

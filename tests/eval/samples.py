@@ -1,11 +1,12 @@
-"""Made examples of every benchmark in its official layout: a few questions each, none of them from the real data."""
+"""Made examples of the commonest benchmarks in their official layouts: a few questions each, none of
+them from the real data."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -176,28 +177,3 @@ def bits_per_byte(folder: Path) -> None:
 
 def nothing(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-
-
-MADE: dict[str, Callable[[Path], None]] = {
-    "mmlu": mmlu,
-    "cmmlu": cmmlu,
-    "ceval": ceval,
-    "bbh": bbh,
-    "gsm8k": gsm8k,
-    "math": math,
-    "humaneval": humaneval,
-    "mbpp": mbpp,
-    "ifeval": ifeval,
-    "mt_bench": mt_bench,
-    "needle": needle,
-    "bits_per_byte": bits_per_byte,
-    "arithmetic": nothing,
-    "sums": nothing,
-    "instructions": nothing,
-}
-
-
-def make_all(folder: Path) -> Path:
-    for name, make in MADE.items():
-        make(folder / name)
-    return folder

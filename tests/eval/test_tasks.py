@@ -18,7 +18,7 @@ from leadline.eval.tasks import NAMES, all_tasks, get_task
 from leadline.eval.tasks.arithmetic import held_out, sums
 from leadline.eval.tasks.gsm8k import worked
 from leadline.eval.tasks.needle import NEEDLE, cut, made_text
-from tests.eval.samples import MADE
+from tests.eval.made import MADE
 
 LIMITS = Limits(seconds=20, processes=6)
 
@@ -244,7 +244,7 @@ def test_a_judges_rating(verdict: str, mark: float) -> None:
     assert rating(verdict) == mark
 
 
-def test_choices_of_unlike_lengths_are_compared_per_byte() -> None:
+def test_choices_of_unlike_lengths_are_compared_by_perplexity() -> None:
     from leadline.eval.lm import Score
 
     class Fixed(Random):
@@ -253,7 +253,7 @@ def test_choices_of_unlike_lengths_are_compared_per_byte() -> None:
 
     item = Item("x", "?", "long", ("a", "long"))
     assert Choice().ask([item], Bench(Fixed()))[0].score == 0.0
-    assert Choice(per_byte=True).ask([item], Bench(Fixed()))[0].score == 1.0
+    assert Choice(per_token=True).ask([item], Bench(Fixed()))[0].score == 1.0
 
 
 # ---- what is wrong with the data ----------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""The benchmarks, one a file, each with its `TASK`. They are named here and imported when they are asked for."""
+"""The benchmarks, one a file, each with its `TASK`, or its `TASKS` where it has two parts. They are named here and
+imported when they are asked for."""
 
 from __future__ import annotations
 
@@ -13,11 +14,31 @@ NAMES = (
     "mmlu",
     "cmmlu",
     "ceval",
+    "agieval",
     "bbh",
+    "arc_easy",
+    "arc_challenge",
+    "openbookqa",
+    "hellaswag",
+    "piqa",
+    "winogrande",
+    "race_middle",
+    "race_high",
+    "drop",
+    "triviaqa",
+    "naturalquestions",
     "gsm8k",
     "math",
+    "cmath",
     "humaneval",
     "mbpp",
+    "cruxeval_i",
+    "cruxeval_o",
+    "cluewsc",
+    "cmrc",
+    "c3",
+    "chid",
+    "ccpm",
     "ifeval",
     "mt_bench",
     "needle",
@@ -27,13 +48,23 @@ NAMES = (
     "instructions",
 )
 
+FAMILIES = {
+    "arc_easy": "arc",
+    "arc_challenge": "arc",
+    "race_middle": "race",
+    "race_high": "race",
+    "cruxeval_i": "cruxeval",
+    "cruxeval_o": "cruxeval",
+}
+"""The files of benchmarks that have two parts."""
+
 
 def get_task(name: str) -> Task:
     if name not in NAMES:
         raise UserError(f"unknown task {name!r}{did_you_mean(name, NAMES)}; leadline eval --list names them")
-    task: Task = importlib.import_module(f"leadline.eval.tasks.{name}").TASK
-    assert task.name == name
-    return task
+    module = importlib.import_module(f"leadline.eval.tasks.{FAMILIES.get(name, name)}")
+    tasks: tuple[Task, ...] = module.TASKS if name in FAMILIES else (module.TASK,)
+    return next(task for task in tasks if task.name == name)
 
 
 def all_tasks() -> list[Task]:

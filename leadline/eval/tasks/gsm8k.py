@@ -7,11 +7,10 @@ Official layout: train.jsonl and test.jsonl of {"question", "answer"}, where an 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from leadline.errors import DataError
 from leadline.eval.answers import answer_number, number
-from leadline.eval.data import Row, text_of
+from leadline.eval.data import Row, pick, text_of
 from leadline.eval.task import Generation, Item, Setup, Task
 
 # How the paper's examples open.
@@ -34,13 +33,6 @@ def load(setup: Setup) -> list[Item]:
     known = "".join(f"Q: {row['question'].strip()}\n{FIRST} {worked(row['answer'])}\n\n" for row in shots)
     rows = setup.source.rows("test.jsonl", "main/test*.parquet")
     return [_item(row, number, known) for number, row in enumerate(rows)]
-
-
-def pick(rows: Sequence[Row], column: str, openings: Sequence[str], count: int) -> list[Row]:
-    """The rows that open so, in this order, and the first others when those do not suffice."""
-    known = [next((row for row in rows if row[column].startswith(opening)), None) for opening in openings]
-    found = [row for row in known if row is not None]
-    return [*found, *(row for row in rows if row not in found)][:count]
 
 
 def worked(answer: str) -> str:

@@ -8,9 +8,8 @@ the first problems of the test split, which then are not asked.
 from __future__ import annotations
 
 from leadline.eval.answers import boxed, final_expression, same_expression
-from leadline.eval.data import Row, text_of
+from leadline.eval.data import Row, pick, text_of
 from leadline.eval.task import Generation, Item, Setup, Task
-from leadline.eval.tasks.gsm8k import pick
 
 # How the paper's examples open.
 EXAMPLES = (
