@@ -16,6 +16,7 @@ from leadline.checkpoint.safetensors import Entry, read_header
 from leadline.errors import CheckpointError
 from leadline.model.config import ModelConfig
 
+MANIFEST = "leadline.json"  # of a quantised folder
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 

@@ -95,8 +95,12 @@ class HuggingFace:
         return _hugging_face_cache()
 
     def read_config(self) -> ModelConfig:
+        """Whether the hub can be reached is asked once: its library would try for half a minute before it looked at
+        what is here."""
         with _hugging_face_errors(self.name):
-            return ModelConfig.from_folder(self._download("config.json").parent)
+            revision, _ = self._list()
+            path = self._download("config.json", local_files_only=revision is None)
+            return ModelConfig.from_folder(path.parent)
 
     def fetch(self, *, progress: bool | None = None) -> Path:
         from huggingface_hub.utils.tqdm import disable_progress_bars

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
+from leadline.checkpoint import fewer_bits
 from leadline.checkpoint.generation import GenerationConfig, read_generation_config
 from leadline.checkpoint.machine import Machine, parse_bytes, read_machine
-from leadline.checkpoint.pack import read_bytes
 from leadline.checkpoint.plan import BATCHED_TOKENS, Plan, make_plan, require
 from leadline.checkpoint.pull import Pulled, in_fewer_bits
 from leadline.checkpoint.quality import fill_parameters
 from leadline.checkpoint.quantise import pack_folder
-from leadline.checkpoint.quantised import Placement, is_quantised, load_block, read_manifest
+from leadline.checkpoint.quantised import Placement, is_quantised, load_block
 from leadline.checkpoint.recipes import Recipe, check_recipe
-from leadline.checkpoint.regions import Weights, originals, regions, total_bytes
-from leadline.checkpoint.source import Folder, Source, find_source
+from leadline.checkpoint.regions import Weights, originals
+from leadline.checkpoint.source import find_source
 from leadline.checkpoint.weights import allocate, load_weights
 from leadline.errors import CheckpointError, ConfigError
 from leadline.model.config import ModelConfig
@@ -105,22 +105,19 @@ def find_model(
     if recipe is not None:
         source = in_fewer_bits(source, recipe)
     config = source.read_config()
-    plan = require(
-        make_plan(
-            config,
-            usable_machine(),
-            name=source.name,
-            reference=source.reference,
-            device=device,
-            dtype=dtype,
-            cache_dtype=cache_dtype,
-            context=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_memory=None if max_memory is None else parse_bytes(max_memory),
-            packed=_packed_bytes(source, config, recipe) if in_kernel_layout else None,
-        )
-    )
+    options: dict[str, Any] = {
+        "name": source.name,
+        "reference": source.reference,
+        "device": device,
+        "dtype": dtype,
+        "cache_dtype": cache_dtype,
+        "context": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "max_memory": None if max_memory is None else parse_bytes(max_memory),
+    }
+    kept = fewer_bits.recipe_of(source, config) or recipe
+    plan = require(_plan(config, kept if in_kernel_layout else None, options, advice=in_kernel_layout and kept is None))
     folder = source.fetch(progress=progress)
     if recipe is not None and is_quantised(folder) and not isinstance(source, Pulled):
         raise ConfigError(f"{folder} is quantised already; leave --quantize out", param="quantize")
@@ -130,14 +127,15 @@ def find_model(
     return FoundModel(config, tokenizer, generation, source.name, folder, plan, recipe)
 
 
-def _packed_bytes(source: Source, config: ModelConfig, recipe: Recipe | None) -> tuple[int, int] | None:
-    """Of quantised weights: all, and what a token reads; None for others. Asks no hub."""
-    if isinstance(source, Folder) and is_quantised(source.path):
-        recipe = read_manifest(source.path, config).recipe
-    if recipe is None:
-        return None
-    found = regions(config, recipe)
-    return total_bytes(found), read_bytes(found, config)
+def _plan(config: ModelConfig, recipe: Recipe | None, options: dict[str, Any], *, advice: bool) -> Plan:
+    """The plan of weights that run as they are in `recipe`, or plainly; with `advice` one that does not fit says in how
+    many bits it would."""
+    machine = usable_machine()
+    packed = None if recipe is None else fewer_bits.packed_bytes(config, recipe)
+    plan = make_plan(config, machine, **options, packed=packed, recipe=recipe)
+    if plan.fits or not advice:
+        return plan
+    return fewer_bits.advise(plan, fewer_bits.plans(plan, config, machine, **options))
 
 
 def torch_model(found: FoundModel, *, placement: Placement = "auto", progress: bool | None = None) -> DeepseekV2:

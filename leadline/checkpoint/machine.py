@@ -152,8 +152,9 @@ def _visible(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
     return tuple(gpus[int(index)] for index in indices if index.isdigit() and int(index) < len(gpus))
 
 
-def measure_bandwidth(block_bytes: int = 32 << 20, rounds: int = 3) -> float:
-    """Bytes a second that all cores together read and write, the best of a few copies too large for any cache."""
+def measure_bandwidth(block_bytes: int = 32 << 20, rounds: int = 30) -> float:
+    """Bytes a second that all cores together read and write, the best of a few copies too large for any cache: what
+    else runs takes its share of the others."""
     workers = min(os.cpu_count() or 1, 8)
     pairs = [(bytearray(block_bytes), bytearray(block_bytes)) for _ in range(workers)]
     with ThreadPoolExecutor(workers) as pool:

@@ -38,7 +38,8 @@ _VLLM_CONTEXT = 8192  # the least that is worth a cluster
 class Plan:
     """All sizes in bytes. `context_length` is the longest sequence, `cache_tokens` what the cache is to hold of all.
 
-    `problem` is one line that says, with the numbers, why the model does not fit; None when it does.
+    `problem` is one line that says, with the numbers, why the model does not fit; None when it does. `recipe` is what
+    the weights are quantised by and stay in; `dtype` is then what is computed in.
     """
 
     name: str
@@ -60,6 +61,11 @@ class Plan:
     bandwidth: float | None = None
     problem: str | None = None
     vllm: str | None = None
+    recipe: str | None = None
+
+    @property
+    def weight_format(self) -> str:
+        return self.recipe or self.dtype
 
     @property
     def fits(self) -> bool:
@@ -105,12 +111,13 @@ def make_plan(
     max_num_batched_tokens: int = BATCHED_TOKENS,
     bandwidth: float | None = None,
     packed: tuple[int, int] | None = None,
+    recipe: str | None = None,
 ) -> Plan:
     """The sizes of this model on this machine. It may say that the model does not fit: see `require`.
 
     `reference` is what another program finds the model under, if not `name`. `concurrency` sequences must fit at full
-    length; `max_num_seqs` of them get cache as far as there is room. `packed` are the bytes of quantised weights, all
-    and what a token reads, where they run as they are.
+    length; `max_num_seqs` of them get cache as far as there is room. `packed` are the bytes of weights quantised by
+    `recipe`, all and what a token reads, where they run as they are: on a CPU.
     """
     _check_options(config, context, concurrency)
     device = choose_device(config, machine, device, dtype)
@@ -118,7 +125,8 @@ def make_plan(
     cache_dtype = choose_cache_dtype(config, dtype, cache_dtype)
     budget, reason = _budget(machine, device, max_memory)
     plain = config.parameters() * DTYPE_BYTES[dtype], _decode_parameters(config) * DTYPE_BYTES[dtype]
-    weights, decode = plain if packed is None or device != "cpu" else packed
+    packed = packed if device == "cpu" else None
+    weights, decode = packed or plain
     row = config.cache_bytes_per_token(cache_dtype)
     fixed, per_token = activation_bytes(config, dtype, max_num_batched_tokens, max(concurrency, max_num_seqs))
     advertised = advertised_context(config, name)
@@ -143,6 +151,7 @@ def make_plan(
         budget_reason=reason,
         decode_bytes=decode,
         bandwidth=bandwidth or _gpu_bandwidth(machine, device),
+        recipe=recipe if packed else None,
     )
     wanted = context if context is not None else min(MIN_CONTEXT, advertised)
     if room >= wanted:
@@ -264,7 +273,7 @@ def _decode_parameters(config: ModelConfig) -> int:
 def _problem(plan: Plan, wanted: int, room: int) -> str:
     needed = plan.weight_bytes + plan.activation_bytes + wanted * plan.concurrency * plan.cache_bytes_per_token
     sizes = (
-        f"weights {plan.weight_bytes:,} bytes ({plan.parameters:,} parameters in {plan.dtype}), cache "
+        f"weights {plan.weight_bytes:,} bytes ({plan.parameters:,} parameters in {plan.weight_format}), cache "
         f"{plan.cache_bytes_per_token:,} bytes a token, activations about {show_bytes(plan.activation_bytes)}"
     )
     have = f"{plan.budget:,} bytes are usable on {plan.device} ({plan.budget_reason})"

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from leadline import __version__
-from leadline.checkpoint.folder import read_json
+from leadline.checkpoint.folder import MANIFEST, read_json
 from leadline.checkpoint.recipes import Recipe, check_recipe
 from leadline.checkpoint.regions import Region, Weights, regions, total_bytes
 from leadline.checkpoint.safetensors import BYTES, Entry, header_bytes, read_header, read_into
@@ -35,7 +35,6 @@ from leadline.model.config import ModelConfig
 from leadline.ops.cpu import mapped
 from leadline.ops.cpu.memory import allocate
 
-MANIFEST = "leadline.json"
 FILE = "packed.safetensors"
 VERSION = 2
 """Of layout and recipes: a folder of another one is made anew."""

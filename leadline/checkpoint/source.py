@@ -73,7 +73,9 @@ def find_source(model: str | Path | None = None) -> Source:
     if str(model) and path.is_dir():  # the empty path is the working directory
         return Folder(path)
     if path.is_file():
-        raise ModelNotFound(f"{path} is a file; a model is the folder that holds config.json and its weights")
+        gguf = "; GGUF is not read: leadline pull org/name --quantize int4 makes 4 bits from the hub's own weights"
+        why = gguf if path.suffix == ".gguf" else ""
+        raise ModelNotFound(f"{path} is a file; a model is the folder that holds config.json and its weights{why}")
     text = str(model)
     is_modelscope, name = text.startswith(MODELSCOPE), text.removeprefix(MODELSCOPE)
     if isinstance(model, Path) or not _HUB_ID.fullmatch(name) or name.startswith((".", "-", "~")):

@@ -13,6 +13,8 @@ imports only what it needs. The convention, for whoever adds a verb:
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,13 +22,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from leadline import __version__
 from leadline.config import did_you_mean
-from leadline.errors import LeadlineError, UserError
+from leadline.errors import LeadlineError, ResourceError, UserError
 
 if TYPE_CHECKING:
     from cyclopts import App
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 EXIT_BROKEN_PIPE = 1  # what Python and rich use
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # name -> (where it lives, help). The order is the order of `leadline --help`.
 VERBS = {
@@ -86,7 +89,10 @@ def build_app() -> App:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The console script: runs a verb and leaves with its exit code."""
+    """The console script: runs a verb and leaves with its exit code. A character that the terminal's encoding lacks
+    becomes a question mark: an answer may hold any."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -102,17 +108,25 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        return _close_pipe()
+        _drop_output()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        return _fail(_no_room(error))
     return code
 
 
 def _call(argv: Sequence[str]) -> int:
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
 
     if argv and argv[0] not in {*VERBS, *_ROOT_FLAGS}:
         raise UserError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], VERBS)}; leadline --help lists them")
     try:
         result = build_app()(list(argv), exit_on_error=False, print_error=False)
+    except UnusedCliTokensError as error:
+        surplus = (error.unused_tokens or [""])[0]
+        raise UserError(f"unexpected argument {surplus!r}; a text of several words goes into quotes") from None
+    except MissingArgumentError as error:
+        raise UserError(f"{error} leadline {' '.join(error.command_chain or ())} --help has them all") from None
     except CycloptsError as error:
         raise UserError(str(error)) from None
     return result if isinstance(result, int) else 0
@@ -132,7 +146,17 @@ def _missing_extra(error: ImportError) -> LeadlineError:
     return UserError(f"this needs {module}, which is not installed: pip install 'leadline[{_EXTRAS[module]}]'")
 
 
-def _close_pipe() -> int:
-    """The reader has gone, as after `| head`; keep the interpreter's own flush at exit from complaining."""
+def _no_room(error: OSError) -> LeadlineError:
+    """A disk that is full, wherever the output goes; anything else is a fault of ours."""
+    if error.errno not in FULL:
+        raise error
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    return ResourceError(f"cannot write {error.filename or 'the output'}: {error.strerror}")
+
+
+def _drop_output() -> None:
+    """Nobody takes it, as after `| head`; keep the interpreter's own flush at exit from complaining."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_BROKEN_PIPE

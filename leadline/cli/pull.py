@@ -71,7 +71,7 @@ def _show(needs: Estimate, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(needs), indent=2))
         return
-    speed = "" if needs.tokens_per_second is None else f", at most {needs.tokens_per_second:,.1f} tokens/s here"
+    speed = "" if needs.tokens_per_second is None else f", about {needs.tokens_per_second:,.1f} tokens/s here"
     rows = {
         "model": f"{needs.name}, {needs.parameters:,} parameters",
         "licence": needs.licence,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from leadline.checkpoint import source
-from leadline.checkpoint.load import load_model
+from leadline.checkpoint.load import find_model, load_model
 from leadline.checkpoint.source import find_source
 from leadline.errors import CheckpointError, ConfigError, LeadlineError, ModelNotFound, ResourceError, TokenizerError
 from leadline.model.batch import ForwardBatch
@@ -91,6 +91,9 @@ def refusal(folder: Path, error: type[LeadlineError]) -> str:
 
 def test_a_file_is_no_model(folder: Path) -> None:
     assert "is a file" in refusal(folder / "config.json", ModelNotFound)
+    gguf = folder / "lite.gguf"
+    gguf.touch()
+    assert "leadline pull org/name --quantize int4" in refusal(gguf, ModelNotFound)
 
 
 def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
@@ -119,6 +122,16 @@ def test_a_damaged_shard_is_found_before_anything_is_loaded(folder: Path) -> Non
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     assert f"{path} is truncated" in refusal(folder, CheckpointError)
+
+
+def test_a_limit_that_fewer_bits_would_keep_says_so() -> None:
+    with pytest.raises(
+        ResourceError, match=r"330,000,000 bytes are usable.*; --quantize int4 fits: a context of 4,096"
+    ):
+        find_model(max_memory="330MB", in_kernel_layout=True)
+    with pytest.raises(ResourceError) as caught:  # off the kernels they are dequantised
+        find_model(max_memory="330MB")
+    assert "quantize" not in caught.value.message
 
 
 def test_a_limit_that_is_too_small(folder: Path) -> None:

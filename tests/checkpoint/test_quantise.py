@@ -15,11 +15,11 @@ import torch
 
 from leadline import LLM, SamplingParams
 from leadline.checkpoint import quantise, quantised
-from leadline.checkpoint.folder import weight_entries
+from leadline.checkpoint.folder import MANIFEST, weight_entries
 from leadline.checkpoint.load import load_model
 from leadline.checkpoint.quality import Quality, compare, folder_source, packed_source, sequences_of
 from leadline.checkpoint.quantise import Options, quantise_folder
-from leadline.checkpoint.quantised import ALWAYS_CHECKED_BYTES, FILE, MANIFEST, checksums, load_block
+from leadline.checkpoint.quantised import ALWAYS_CHECKED_BYTES, FILE, checksums, load_block
 from leadline.checkpoint.recipes import RECIPES, Recipe
 from leadline.checkpoint.regions import Region
 from leadline.cli import run

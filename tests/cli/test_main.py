@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -101,6 +104,8 @@ def test_our_errors_are_one_line(
         (["act", "--tims", "3"], "Unknown option: --tims. Did you mean --times?"),
         (["act", "--times", "x"], 'Invalid value for --times: unable to convert "x" into int.'),
         (["act", "surplus\udcff"], "surplus"),
+        (["act", "two", "words"], "unexpected argument 'two'; a text of several words goes into quotes"),
+        (["quantize", "folder"], "OUTPUT requires an argument. leadline quantize --help has them all"),
     ],
 )
 def test_wrong_command_lines(
@@ -152,6 +157,24 @@ def test_a_closed_pipe_is_quiet() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["tokenizer", "encode", "depth"]])
+def test_a_disk_that_is_full_is_one_line(argv: list[str], tmp_path: Path) -> None:
+    """As a process sees it whose files may not pass a size."""
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2, 2))
+    with (tmp_path / "out").open("w") as out:
+        command = [sys.executable, "-m", "leadline", *argv]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False, preexec_fn=limit)
+    assert (done.returncode, done.stderr) == (2, "leadline: cannot write the output: File too large\n")
+
+
+def test_a_terminal_that_lacks_a_character_shows_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["tokenizer", "encode", "a水深b"]) == 0
+    command = [sys.executable, "-m", "leadline", "tokenizer", "decode", *capsys.readouterr().out.split()]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"a??b\n", b"")
 
 
 def test_control_c_in_a_real_process() -> None:
