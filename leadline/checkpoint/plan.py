@@ -124,7 +124,7 @@ def make_plan(
     dtype = choose_dtype(config, device, dtype)
     cache_dtype = choose_cache_dtype(config, dtype, cache_dtype)
     budget, reason = _budget(machine, device, max_memory)
-    plain = config.parameters() * DTYPE_BYTES[dtype], _decode_parameters(config) * DTYPE_BYTES[dtype]
+    plain = config.parameters() * DTYPE_BYTES[dtype], config.parameters(active=True) * DTYPE_BYTES[dtype]
     packed = packed if device == "cpu" else None
     weights, decode = packed or plain
     row = config.cache_bytes_per_token(cache_dtype)
@@ -262,12 +262,6 @@ def activation_bytes(config: ModelConfig, dtype: str, tokens: int, sequences: in
         config.vocab_size * config.hidden_size * item
     )  # the largest matrix, as a GEMM library may lay it out anew
     return hidden + queries + scores + tokens * widest * item + logits + repacked, row * item
-
-
-def _decode_parameters(config: ModelConfig) -> int:
-    """Parameters that one token reads: the active ones, without the embedding's other rows."""
-    rows = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return config.parameters(active=True) - rows
 
 
 def _problem(plan: Plan, wanted: int, room: int) -> str:

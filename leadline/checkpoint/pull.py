@@ -134,8 +134,7 @@ def estimate(
     found = regions(config, recipe)
     shards = shard_files(repository)
     bits = active_bits(found, config)
-    embedding = config.vocab_size * config.hidden_size
-    active = config.parameters(active=True) - (0 if config.tie_word_embeddings else embedding)
+    active = config.parameters(active=True)
     largest = max((shard.size for shard in shards), default=0)
     tensor = max((region.parameters // region.count for region in found.values()), default=0)
     return Estimate(

@@ -15,7 +15,6 @@ from leadline.parallel.recompute import Recompute
 from leadline.train.schedule import BatchSchedule, RampConfig
 
 AT_LEAST_ONE = (
-    "tokens",
     "sequence_length",
     "batch_tokens",
     "micro_batch_tokens",
@@ -81,12 +80,14 @@ class ExtensionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One stage. `data` is a corpus folder for pre-training and a folder of train.jsonl and valid.jsonl for SFT; `init`
-    is the model folder a stage starts from (none: random weights of shape `model`)."""
+    """One stage. `data` is a corpus folder for pre-training and a folder of train.jsonl and valid.jsonl for SFT, which
+    may count `epochs` over it instead of `tokens`; `init` is the model folder a stage starts from (none: random weights
+    of shape `model`)."""
 
     out: Path
     data: Path
-    tokens: int  # to be seen in all, the schedule's length
+    tokens: int = 0  # to be seen in all, the schedule's length
+    epochs: float = 0.0  # `sft` only: how often every conversation is seen
     tokenizer: Path | None = None  # default: the one of `init`
     init: Path | None = None
     model: ModelConfig = SMALL
@@ -118,6 +119,8 @@ class TrainConfig:
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1")
+        if (self.tokens > 0) == (self.epochs > 0) or self.tokens < 0 or self.epochs < 0:
+            raise ConfigError("tokens must be at least 1; sft may have epochs, more than 0, instead")
         for name in ("eval_tokens", "threads", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative")

@@ -1,11 +1,12 @@
-"""What an answer is worth (section 4.2): verified reasoning in the first stage, eq. 36's sum in the second.
+"""What an answer is worth (section 4.2): reasoning in the first stage (eq. 35), eq. 36's sum in the second.
 
-    r = reasoning x verified + c1 x helpful + c2 x safety + c3 x rule
+    r = c0 x reasoning + c1 x helpful + c2 x safety + c3 x rule
 
-Verified: mathematics by the number or the expression, code by its tests in the sandbox, with the scorers of
-`leadline.eval`. Helpful and safety are reward models; their values go through a sigmoid, so that every part is from 0
-to 1 and the coefficients weigh what they say. The rule is a share of checks: the answer ends by itself, does not repeat
-itself, is in the script of the question, and follows its instructions where it has some.
+Reasoning is verified, mathematics by the number or the expression, code by its tests in the sandbox, with the scorers
+of `leadline.eval`; or, as the paper writes, judged by a reward model. Helpful and safety are reward models too; their
+values go through a sigmoid, so that every part is from 0 to 1 and the coefficients weigh what they say. The rule is a
+share of checks: the answer ends by itself, does not repeat itself, is in the script of the question, and follows its
+instructions where it has some.
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ PASS_TOKENS = 8192
 
 @dataclasses.dataclass(frozen=True)
 class RewardsConfig:
-    """The coefficients; a part whose coefficient is 0 is not computed."""
+    """The coefficients; a part whose coefficient is 0 is not computed. Reasoning is verified unless there is a
+    `reasoning_model`, eq. 35's RM_reasoning."""
 
-    reasoning: float = 1.0
+    reasoning: float = 1.0  # c0
     helpful: float = 0.0  # c1
     safety: float = 0.0  # c2
     rule: float = 0.0  # c3
+    reasoning_model: Path | None = None
     helpful_model: Path | None = None
     safety_model: Path | None = None
     allow_code: bool = False  # let code that the model wrote run in the sandbox
@@ -64,10 +67,10 @@ class Rewards:
 
     def __init__(self, config: RewardsConfig, tokenizer: Tokenizer, device: str, questions: Sequence[Question]) -> None:
         self.parts: dict[str, tuple[float, Part]] = {}
-        if config.reasoning:
+        if config.reasoning and config.reasoning_model is None:
             code = any(question.tests for question in questions)
             self._add("reasoning", config.reasoning, Verified(Sandbox(allow_code=config.allow_code) if code else None))
-        for name in ("helpful", "safety"):
+        for name in ("reasoning", "helpful", "safety"):
             folder = getattr(config, f"{name}_model")
             if getattr(config, name) and folder is not None:
                 self._add(name, getattr(config, name), Preferred(load_reward_model(folder, device), tokenizer))

@@ -47,6 +47,8 @@ def _refuse_yarn(config: TrainConfig) -> None:
 
 
 def _on_corpus(config: TrainConfig) -> bool:
+    if config.epochs:
+        raise ConfigError("epochs belongs to `sft`; a corpus is counted in tokens")
     with processes(config.device) as world:
         prepare(config)
         model = starting_model(config)
@@ -74,7 +76,15 @@ def sft(config: TrainConfig) -> bool:
         for split, data in (("train", train), ("valid", valid)):
             if data.dropped and world.is_first:
                 warn(f"{split}.jsonl: {data.dropped} conversations of over {length} tokens left out")
-        return _run(config, model, train, HeldOut(valid.all()), world)
+        return _run(_in_tokens(config, train), model, train, HeldOut(valid.all()), world)
+
+
+def _in_tokens(config: TrainConfig, train: Conversations) -> TrainConfig:
+    """The recipe with its epochs counted in tokens: whole passes, each of about `micro_batch_tokens`."""
+    if not config.epochs:
+        return config
+    passes = round(config.epochs * train.batches_per_epoch)
+    return dataclasses.replace(config, tokens=max(1, passes) * config.micro_batch_tokens, epochs=0.0)
 
 
 def _run(

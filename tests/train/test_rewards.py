@@ -134,6 +134,18 @@ def test_the_reward_is_the_weighted_sum_of_its_parts(init: Path, tmp_path: Path)
     assert parts["reasoning"] == [1.0, 0.0]
 
 
+def test_reasoning_may_be_judged_by_a_reward_model(init: Path, tmp_path: Path) -> None:
+    """Eq. 35. Nothing is run then, not even where a question has tests."""
+    config = RewardsConfig(reasoning_model=reward_folder(init, tmp_path / "reasoning", 3))
+    config.check()
+    reader, asked = Tokenizer.from_folder(init), question(answer="7", tests="assert False")
+    pairs = [(asked, answer("It is 7.", ids=(8, 1))), (asked, answer("It is 8.", ids=(9, 1)))]
+    totals, parts = Rewards(config, reader, "cpu", [asked]).of(pairs)
+    judged = Preferred(load_reward_model(tmp_path / "reasoning"), reader)(pairs)
+    assert totals == parts["reasoning"] == judged
+    assert 0 < judged[0] != judged[1] < 1
+
+
 def test_a_part_without_a_coefficient_is_not_computed(init: Path) -> None:
     assert list(Rewards(RewardsConfig(), Tokenizer.from_folder(init), "cpu", [question()]).parts) == ["reasoning"]
     with pytest.raises(ConfigError, match="negative"):

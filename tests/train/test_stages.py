@@ -12,8 +12,9 @@ import torch
 
 from leadline.errors import CheckpointError, ConfigError, DataError
 from leadline.model.batch import ForwardBatch
-from leadline.tokenizer import train_bpe
+from leadline.tokenizer import Tokenizer, train_bpe
 from leadline.train.config import TrainConfig
+from leadline.train.data import Conversations
 from leadline.train.stages import export_newest, pretrain, sft, starting_model
 from tests.fixtures import TINY_V2
 from tests.fixtures_tokenizer import make_tiny_tokenizer
@@ -96,6 +97,24 @@ def test_fine_tuning_starts_from_the_trained_model_and_learns(config: TrainConfi
     assert losses[-1] < losses[0] - 1
     assert told[-1]["held_out_loss"] < losses[0]
     assert "bits_per_byte" not in told[-1]
+
+
+def test_fine_tuning_counts_epochs_in_passes_over_all_conversations(config: TrainConfig, chats: Path) -> None:
+    assert pretrain(config)
+    start = dataclasses.replace(config, out=config.out.with_name("sft"), data=chats, init=config.out / "model")
+    second = dataclasses.replace(start, tokens=0, epochs=2, batch_tokens=config.micro_batch_tokens)
+    assert sft(second)
+    told = [json.loads(line) for line in (second.out / "metrics.jsonl").read_text().splitlines()]
+    lessons = Conversations(
+        chats / "train.jsonl", Tokenizer.from_folder(config.out / "model"), 32, config.micro_batch_tokens
+    )
+    assert max(record.get("step", 0) for record in told) == 2 * lessons.batches_per_epoch
+    assert max(record.get("tokens", 0) for record in told) == 2 * lessons.lengths.sum()
+
+
+def test_epochs_are_for_conversations(config: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match="epochs belongs to `sft`"):
+        pretrain(dataclasses.replace(config, tokens=0, epochs=1))
 
 
 def test_too_long_conversations_are_told(config: TrainConfig, chats: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +202,7 @@ def test_a_folder_that_cannot_be_made_is_named(config: TrainConfig, tmp_path: Pa
     ("changes", "message"),
     [
         ({"tokens": 0}, "tokens must be at least 1"),
+        ({"epochs": 2}, "sft may have epochs"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1"),
         ({"eval_tokens": -1}, "eval_tokens must not be negative"),
         ({"micro_batch_tokens": 48}, "micro_batch_tokens is not a multiple of sequence_length"),
