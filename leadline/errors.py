@@ -22,6 +22,7 @@
     +-- EngineError              a fault of ours while running                            500
     |   +-- EngineOverloaded     the queue is full or the engine is shutting down         503
     |   +-- EngineDead           the engine's thread has stopped                          503
+    +-- BooksUnavailable         the database cannot be used: a full disk, a lock         503
     +-- ConnectionFailed         the client could not reach the server
 
 The server turns each into its status and OpenAI's error body, the client turns that body back into the same class
@@ -157,6 +158,14 @@ class EngineOverloaded(EngineError):
 class EngineDead(EngineError):
     status = 503
     code = "engine_dead"
+
+
+class BooksUnavailable(LeadlineError):
+    """Nothing is answered that could not be paid for; it passes when the disk has room or the lock is gone."""
+
+    status = 503
+    code = "books_unavailable"
+    retry_after = 5
 
 
 class ConnectionFailed(LeadlineError):

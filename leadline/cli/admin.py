@@ -168,6 +168,80 @@ def grant(
 
 
 @app.command
+def correct(email: str, amount: str, /, *, store: StoreOptions = STORE) -> None:
+    """Take money back from a user, as far as no running request holds it; the ledger keeps both entries.
+
+    Args:
+        email: The user's address.
+        amount: As 12.50, with up to nine decimals.
+    """
+    from leadline.server import accounts, ledger
+    from leadline.server.money import parse_money
+
+    money = parse_money(amount)
+    if money == 0:
+        raise InvalidRequest("the amount must be above 0")
+
+    async def work(connection: AsyncConnection, opened: Store) -> None:
+        row, now = await _user(connection, email), opened.now()
+        await ledger.debit(connection, row.id, money, ref="command line", now=now)
+        await accounts.note(connection, "correction", f"user:{row.id}", now=now, amount=amount)
+
+    _run(store, work)
+
+
+@app.command
+def delete(email: str, /, *, yes: bool = False, store: StoreOptions = STORE) -> None:
+    """Delete a user's account: name, address, keys and chats go, money is lost, bills stay under a number.
+
+    Args:
+        email: The user's address.
+        yes: It is meant; nothing brings the account back but a backup.
+    """
+    from leadline.server import accounts
+    from leadline.server.erase import erase_user
+
+    if not yes:
+        raise InvalidRequest(f"this cannot be undone; to delete the account of {email}, say --yes")
+
+    async def work(connection: AsyncConnection, opened: Store) -> None:
+        row, now = await _user(connection, email), opened.now()
+        await erase_user(connection, row.id, now)
+        await accounts.note(connection, "user deletion", f"user:{row.id}", now=now)
+
+    _run(store, work)
+
+
+@app.command
+def usage(
+    *,
+    by: str = "user",
+    user: str | None = None,
+    since: str = "0000-01-01",
+    until: str = "9999-12-31",
+    store: StoreOptions = STORE,
+) -> None:
+    """Print what was used and what it cost, as a table with commas.
+
+    Args:
+        by: What a row is for: some of day, user, model and key, with commas between.
+        user: Only this user's; the email address.
+        since: The first day, as 2026-01-31.
+        until: The last day.
+    """
+    from leadline.server.routes import report_days, report_groups
+    from leadline.server.wallet import usage_csv, usage_report
+
+    groups, (first, last) = report_groups(by, ("day", "user", "model", "key")), report_days(since, until)
+
+    async def work(connection: AsyncConnection, _: Store) -> str:
+        user_id = None if user is None else int((await _user(connection, user)).id)
+        return usage_csv(await usage_report(connection, groups, user_id=user_id, since=first, until=last), groups)
+
+    print(_run(store, work), end="")
+
+
+@app.command
 def price(
     model: str | None = None,
     /,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,13 +10,14 @@ from sqlalchemy import Row
 from starlette.responses import Response
 
 from leadline.errors import AuthenticationError, PermissionDenied
-from leadline.server import accounts, chats, keys, legal, wallet
+from leadline.server import accounts, keys, legal, wallet
 from leadline.server.access import Principal
 from leadline.server.accounts import CLIENT_DAYS, WEB_DAYS, note
 from leadline.server.auth import check_password
 from leadline.server.db import prices
+from leadline.server.erase import erase_user
 from leadline.server.errors import json_response
-from leadline.server.ledger import balance
+from leadline.server.ledger import Balance, balance
 from leadline.server.money import format_money, format_price
 from leadline.server.platform import COOKIE, Platform
 from leadline.server.routes import (
@@ -211,8 +213,7 @@ class AccountRoutes:
         user = await self._confirmed(request, visitor, given.password)
         await self.platform.end_answers(user.id)
         async with self.platform.store.database.write() as connection:
-            await accounts.delete_user(connection, user.id, self.platform.store.now())
-            await chats.purge_user(connection, user.id)
+            await erase_user(connection, user.id, self.platform.store.now())
             await self._note(connection, request, "account deletion", user.id)
         response = json_response({"ok": True})
         response.delete_cookie(COOKIE, path="/api")
@@ -290,19 +291,14 @@ class AccountRoutes:
         async with store.database.read() as connection:
             has = await balance(connection, visitor.owner, now)
             rows = await wallet.list_buckets(connection, visitor.owner, now)
-        amounts = {"total": has.total, "granted": has.granted, "topped_up": has.topped_up, "held": has.held}
-        buckets = [{"kind": row.kind, "balance": format_money(row.balance), "expires": row.expires} for row in rows]
-        shown = {name: format_money(amount) for name, amount in amounts.items()}
-        return json_response({"currency": self.platform.settings.currency, **shown, "buckets": buckets})
+        return json_response({"currency": self.platform.settings.currency, **balance_card(has, rows)})
 
     async def ledger(self, request: Request) -> Response:
         visitor = await self.platform.visitor(request)
         before = number_query(request, "before")
         async with self.platform.store.database.read() as connection:
             rows = await wallet.list_entries(connection, visitor.owner, before=before)
-        names = ("id", "kind", "ref", "created")
-        data = [{**{name: getattr(row, name) for name in names}, "amount": format_money(row.amount)} for row in rows]
-        return json_response({"data": data})
+        return json_response({"data": [entry_card(row) for row in rows]})
 
     async def redeem(self, request: Request) -> Response:
         visitor = await self.platform.visitor(request)
@@ -324,9 +320,7 @@ class AccountRoutes:
         return json_response({"currency": self.platform.settings.currency, "data": rows})
 
     async def usage_csv(self, request: Request) -> Response:
-        rows, by = await self._usage(request)
-        headers = {"content-disposition": 'attachment; filename="usage.csv"'}
-        return Response(wallet.usage_csv(rows, by), headers=headers, media_type="text/csv; charset=utf-8")
+        return csv_response(*await self._usage(request))
 
     async def prices(self, request: Request) -> Response:
         await self.platform.visitor(request)
@@ -398,6 +392,23 @@ class AccountRoutes:
 
 def user_card(user: Row[Any]) -> dict[str, Any]:
     return {name: getattr(user, name) for name in ("id", "email", "name", "role", "state", "created")}
+
+
+def balance_card(has: Balance, buckets: Sequence[Row[Any]]) -> dict[str, Any]:
+    amounts = {"total": has.total, "granted": has.granted, "topped_up": has.topped_up, "held": has.held}
+    cards = [{"kind": row.kind, "balance": format_money(row.balance), "expires": row.expires} for row in buckets]
+    return {**{name: format_money(amount) for name, amount in amounts.items()}, "buckets": cards}
+
+
+def entry_card(row: Row[Any]) -> dict[str, Any]:
+    """An entry of the ledger."""
+    names = ("id", "kind", "ref", "created")
+    return {**{name: getattr(row, name) for name in names}, "amount": format_money(row.amount)}
+
+
+def csv_response(rows: Sequence[dict[str, Any]], by: Sequence[wallet.By]) -> Response:
+    headers = {"content-disposition": 'attachment; filename="usage.csv"'}
+    return Response(wallet.usage_csv(rows, by), headers=headers, media_type="text/csv; charset=utf-8")
 
 
 def price_card(row: Row[Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from leadline.errors import AuthenticationError, Conflict, InvalidRequest, NotFound
 from leadline.server import ledger
 from leadline.server.auth import Claims, issue_token
-from leadline.server.db import api_keys, audit, idempotency, links, sessions, users
+from leadline.server.db import api_keys, audit, idempotency, links, presets, sessions, users
 from leadline.server.secret_file import Secrets
 
 Role = Literal["user", "admin"]
@@ -100,9 +100,12 @@ async def set_password(connection: AsyncConnection, user_id: int, password_hash:
 
 
 async def delete_user(connection: AsyncConnection, user_id: int, now: int) -> None:
-    """Forget who it was. The money is forfeited, keys and sessions end; the ledger's rows stay."""
+    """Forget who it was. The money is forfeited, keys, sessions and links end; the ledger's rows stay."""
     await ledger.forfeit(connection, user_id, now)
     await end_sessions(connection, user_id)
+    await connection.execute(update(links).where(links.c.user_id == user_id).values(uses_left=0))
+    for table in (presets, idempotency):  # both hold words of the user's own
+        await connection.execute(delete(table).where(table.c.user_id == user_id))
     keys = update(api_keys).where(api_keys.c.user_id == user_id)
     await connection.execute(keys.values(name=""))
     await connection.execute(keys.where(api_keys.c.revoked.is_(None)).values(revoked=now))

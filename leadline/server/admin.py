@@ -8,18 +8,20 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import Field
 from sqlalchemy import and_, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
 from leadline.errors import InvalidRequest, ModelNotFound
-from leadline.server import accounts, ledger, legal, wallet
+from leadline.server import accounts, keys, ledger, legal, wallet
 from leadline.server.access import Principal
-from leadline.server.account import user_card
+from leadline.server.account import balance_card, csv_response, entry_card, user_card
 from leadline.server.accounts import note
 from leadline.server.answers import Answers
 from leadline.server.billing import set_price
 from leadline.server.completion import CompletionService
 from leadline.server.db import audit, holds, users
 from leadline.server.db import ledger as entries
+from leadline.server.erase import erase_user
 from leadline.server.errors import json_response
 from leadline.server.money import format_money, parse_money, parse_price
 from leadline.server.platform import Platform
@@ -96,6 +98,9 @@ _ROUTES: tuple[Route, ...] = (
     ("POST", "/users/{user_id}/grants", "grant", GrantBody),
     ("POST", "/users/{user_id}/corrections", "correct", GrantBody),
     ("POST", "/users/{user_id}/reset", "reset_link", None),
+    ("POST", "/users/{user_id}/delete", "delete_user", None),
+    ("GET", "/users/{user_id}", "user", None),
+    ("GET", "/users/{user_id}/ledger", "user_ledger", None),
     ("POST", "/prices", "make_price", PriceBody),
     ("GET", "/vouchers", "vouchers", None),
     ("POST", "/vouchers", "make_vouchers", VouchersBody),
@@ -103,6 +108,7 @@ _ROUTES: tuple[Route, ...] = (
     ("POST", "/invites", "invite", InviteBody),
     ("DELETE", "/invites/{invite_id}", "cancel_invite", None),
     ("GET", "/usage", "usage", None),
+    ("GET", "/usage.csv", "usage_csv", None),
     ("GET", "/audit", "audit", None),
     ("GET", "/books", "books", None),
     ("GET", "/load", "load", None),
@@ -136,6 +142,39 @@ class AdminRoutes:
         data = [{**user_card(row), "balance": format_money(has[row.id].total)} for row in rows]
         return json_response({"data": data})
 
+    async def user(self, request: Request, user_id: RowId) -> Response:
+        """What there is to know when someone asks why a key or a balance is as it is."""
+        await self._operator(request)
+        store, now = self.platform.store, self.platform.store.now()
+        async with store.database.read() as connection:
+            row = await accounts.get_user(connection, user_id)
+            has = await ledger.balance(connection, user_id, now)
+            buckets = await wallet.list_buckets(connection, user_id, now)
+            mine = await keys.list_keys(connection, user_id)
+            running = await connection.scalar(select(func.count()).where(holds.c.user_id == user_id))
+        cards = {"keys": [keys.key_card(key) for key in mine], "holds": running}
+        return json_response({**user_card(row), "balance": balance_card(has, buckets), **cards})
+
+    async def user_ledger(self, request: Request, user_id: RowId) -> Response:
+        await self._operator(request)
+        before = number_query(request, "before")
+        async with self.platform.store.database.read() as connection:
+            await accounts.get_user(connection, user_id)
+            rows = await wallet.list_entries(connection, user_id, before=before)
+        return json_response({"data": [entry_card(row) for row in rows]})
+
+    async def delete_user(self, request: Request, user_id: RowId) -> Response:
+        """For who asks to be forgotten and cannot sign in any more."""
+        operator = await self._operator(request)
+        if operator.user_id == user_id:
+            raise InvalidRequest("another operator has to change your account", code="own_account")
+        await self.platform.end_answers(user_id)
+        async with self.platform.store.database.write() as connection:
+            await _check_not_deleted(connection, user_id)
+            await erase_user(connection, user_id, self.platform.store.now())
+            await self._note(connection, request, operator, "user deletion", f"user:{user_id}")
+        return json_response({"ok": True})
+
     async def make_user(self, request: Request) -> Response:
         operator = await self._operator(request)
         given = await body(request, UserBody)
@@ -153,9 +192,9 @@ class AdminRoutes:
         if operator.user_id == user_id:
             raise InvalidRequest("another operator has to change your account", code="own_account")
         async with self.platform.store.database.write() as connection:
-            user = await accounts.get_user(connection, user_id)
-            if user.state == "deleted" or not values:
+            if not values:
                 raise InvalidRequest("there is nothing to change", code="nothing_to_change")
+            await _check_not_deleted(connection, user_id)
             user = await accounts.change_user(connection, user_id, **values)
             await self._note(connection, request, operator, "user change", f"user:{user_id}", **values)
         if user.state != "active":
@@ -181,7 +220,7 @@ class AdminRoutes:
         async with store.database.write() as connection:
 
             async def grant() -> dict[str, Any]:
-                await accounts.get_user(connection, user_id)
+                await _check_not_deleted(connection, user_id)
                 ref = f"admin:{operator.user_id}"
                 bucket = await wallet.grant(
                     connection, user_id, amount, ref=ref, now=now, kind=given.kind, days=_days(given.days)
@@ -190,9 +229,7 @@ class AdminRoutes:
                 await self._note(connection, request, operator, "grant", f"user:{user_id}", **detail)
                 return {"bucket": bucket, "amount": format_money(amount)}
 
-            key = request.headers.get("idempotency-key")
-            asked = [request.url.path, given.model_dump()]
-            answer = await wallet.once(connection, operator.user_id or 0, key, asked, grant, now)
+            answer = await self._once(connection, request, operator, given, grant)
         return json_response(answer, 201)
 
     async def correct(self, request: Request, user_id: RowId) -> Response:
@@ -202,11 +239,16 @@ class AdminRoutes:
         amount = _positive(parse_money(given.amount))
         store, now = self.platform.store, self.platform.store.now()
         async with store.database.write() as connection:
-            await accounts.get_user(connection, user_id)
-            await ledger.debit(connection, user_id, amount, ref=f"admin:{operator.user_id}", now=now)
-            detail = {"amount": format_money(amount), "reason": given.reason[:200]}
-            await self._note(connection, request, operator, "correction", f"user:{user_id}", **detail)
-        return json_response({"amount": format_money(amount)}, 201)
+
+            async def correct() -> dict[str, Any]:
+                await accounts.get_user(connection, user_id)
+                await ledger.debit(connection, user_id, amount, ref=f"admin:{operator.user_id}", now=now)
+                detail = {"amount": format_money(amount), "reason": given.reason[:200]}
+                await self._note(connection, request, operator, "correction", f"user:{user_id}", **detail)
+                return {"amount": format_money(amount)}
+
+            answer = await self._once(connection, request, operator, given, correct)
+        return json_response(answer, 201)
 
     # ---- prices, vouchers, invitations -------------------------------------------------------------------------
 
@@ -230,19 +272,27 @@ class AdminRoutes:
         return json_response({"data": data})
 
     async def make_vouchers(self, request: Request) -> Response:
-        """The codes are in this answer and nowhere else."""
+        """The codes are in this answer and nowhere else: a repeated request with its Idempotency-Key gets none."""
         operator = await self._operator(request)
         given = await body(request, VouchersBody)
         amount = parse_money(given.amount)
         limits = {"days": _days(given.days), "valid_days": _days(given.valid_days)}
         store, now = self.platform.store, self.platform.store.now()
+        codes: list[str] = []
         async with store.database.write() as connection:
-            codes = await wallet.make_vouchers(
-                connection, store.secrets, amount, now=now, count=given.count, kind=given.kind, **limits
-            )
-            detail = {"amount": format_money(amount), "kind": given.kind}
-            await self._note(connection, request, operator, "vouchers", f"{len(codes)} vouchers", **detail)
-        return json_response({"codes": codes}, 201)
+
+            async def make() -> dict[str, Any]:
+                codes.extend(
+                    await wallet.make_vouchers(
+                        connection, store.secrets, amount, now=now, count=given.count, kind=given.kind, **limits
+                    )
+                )
+                detail = {"amount": format_money(amount), "kind": given.kind}
+                await self._note(connection, request, operator, "vouchers", f"{len(codes)} vouchers", **detail)
+                return {"count": len(codes)}
+
+            answer = await self._once(connection, request, operator, given, make)
+        return json_response({**answer, "codes": codes}, 201)
 
     async def invites(self, request: Request) -> Response:
         await self._operator(request)
@@ -288,12 +338,20 @@ class AdminRoutes:
     # ---- what happens ------------------------------------------------------------------------------------------
 
     async def usage(self, request: Request) -> Response:
-        """Everyone's."""
-        await self._operator(request)
-        by, since, until = report_query(request)
-        async with self.platform.store.database.read() as connection:
-            rows = await wallet.usage_report(connection, by, since=since, until=until)
+        """Everyone's, or one `user`'s."""
+        rows, _ = await self._usage(request)
         return json_response({"currency": self.platform.settings.currency, "data": rows})
+
+    async def usage_csv(self, request: Request) -> Response:
+        return csv_response(*await self._usage(request))
+
+    async def _usage(self, request: Request) -> tuple[list[dict[str, Any]], list[wallet.By]]:
+        await self._operator(request)
+        by, since, until = report_query(request, ("day", "model", "key", "user"))
+        user = number_query(request, "user")
+        async with self.platform.store.database.read() as connection:
+            rows = await wallet.usage_report(connection, by, user_id=user, since=since, until=until)
+        return rows, by
 
     async def audit(self, request: Request) -> Response:
         await self._operator(request)
@@ -363,11 +421,23 @@ class AdminRoutes:
     async def _operator(self, request: Request) -> Principal:
         return await self.platform.visitor(request, admin=True)
 
+    async def _once(
+        self, connection: Any, request: Request, operator: Principal, given: Schema, action: Any
+    ) -> dict[str, Any]:
+        asked = [request.url.path, given.model_dump()]
+        key, now = request.headers.get("idempotency-key"), self.platform.store.now()
+        return await wallet.once(connection, operator.owner, key, asked, action, now)
+
     async def _note(
         self, connection: Any, request: Request, operator: Principal, action: str, subject: str, **detail: Any
     ) -> None:
         now, where = self.platform.store.now(), address(request)
         await note(connection, action, subject, now=now, actor=operator.user_id, address=where, **detail)
+
+
+async def _check_not_deleted(connection: AsyncConnection, user_id: int) -> None:
+    if (await accounts.get_user(connection, user_id)).state == "deleted":
+        raise InvalidRequest("the account was deleted", code="account_inactive")
 
 
 def _positive(amount: int) -> int:

@@ -25,6 +25,7 @@ HASHERS = 2  # at the same time: each takes a core and 19 MiB
 
 ALGORITHM = "HS256"
 AUDIENCE = "leadline"
+LEEWAY_SECONDS = 60  # a clock that is set back a little must not make what was just issued come from the future
 _CLAIMS = ("sub", "sid", "use", "aud", "iat", "nbf", "exp")
 
 KEY = re.compile(r"sk-[0-9a-f]{48}")
@@ -100,7 +101,12 @@ def read_token(secret: str, token: str, purpose: str) -> Claims:
     """The claims of a token that is ours, in time and made for `purpose`."""
     try:
         payload: dict[str, Any] = jwt.decode(
-            token, bytes.fromhex(secret), algorithms=[ALGORITHM], audience=AUDIENCE, options={"require": list(_CLAIMS)}
+            token,
+            bytes.fromhex(secret),
+            algorithms=[ALGORITHM],
+            audience=AUDIENCE,
+            leeway=LEEWAY_SECONDS,  # `exp` gets it too, but the session's row has the last word on that
+            options={"require": list(_CLAIMS)},
         )
         claims = Claims(int(payload["sub"]), str(payload["sid"]), str(payload["use"]))
     except (jwt.InvalidTokenError, ValueError):

@@ -18,10 +18,10 @@ from sqlalchemy import Row, and_, bindparam, case, delete, func, insert, or_, se
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from leadline.engine.types import Usage
-from leadline.errors import BudgetExceeded, InsufficientBalance, ModelNotFound
+from leadline.errors import AuthenticationError, BudgetExceeded, InsufficientBalance, ModelNotFound
 from leadline.server import ledger
 from leadline.server.access import Outcome
-from leadline.server.db import Database, api_keys, hold_parts, holds, prices, usage
+from leadline.server.db import Database, api_keys, hold_parts, holds, prices, usage, users
 from leadline.server.ledger import Entry, Part
 from leadline.server.money import Price, format_money
 
@@ -116,11 +116,13 @@ class Billing:
         return Hold(order, price, covered)
 
     async def extend(self, hold: Hold, tokens: int) -> Hold:
-        """Cover up to `tokens` more, as many as the balance and the key's cap leave."""
+        """Cover up to `tokens` more, as many as the balance and the key's cap leave. Raises `AuthenticationError` when
+        the account or the key is no longer good: an answer that runs ends there."""
         async with self.database.write() as connection:
             row = await _open_hold(connection, hold.order.request_id)
             if row is None:
                 return hold  # swept: its process was taken for dead
+            await _check_still_allowed(connection, row)
             free = await ledger.free_parts(connection, row.user_id, self.now())
             available = sum(part.amount for part in free)
             if (left := await self._left_on_key(connection, row.key_id)) is not None:
@@ -295,6 +297,14 @@ def _as_price(row: Row[Any]) -> Price:
 
 async def _open_hold(connection: AsyncConnection, request_id: str) -> Row[Any] | None:
     return (await connection.execute(select(holds).where(holds.c.id == request_id).with_for_update())).one_or_none()
+
+
+async def _check_still_allowed(connection: AsyncConnection, hold: Row[Any]) -> None:
+    if await connection.scalar(select(users.c.state).where(users.c.id == hold.user_id)) != "active":
+        raise AuthenticationError("the account is no longer active")
+    query = select(api_keys.c.id).where(and_(api_keys.c.id == hold.key_id, api_keys.c.revoked.is_not(None)))
+    if hold.key_id is not None and await connection.scalar(query) is not None:
+        raise AuthenticationError("this key was revoked")
 
 
 async def _bills(connection: AsyncConnection, wanted: Mapping[str, Settlement]) -> list[Bill]:

@@ -1,4 +1,4 @@
-"""Request bodies: read with a limit, parsed strictly, checked against a schema.
+"""Request bodies: read with limits of size and time, parsed strictly, checked against a schema.
 
 JSON as RFC 8259 has it and nothing beside: no NaN, no key twice, no lone surrogate, no number that is not finite. A
 body over the limit is read to its end without being kept, so that its sender gets to see the answer.
@@ -6,6 +6,7 @@ body over the limit is read to its end without being kept, so that its sender ge
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from typing import Any, NoReturn, TypeVar
@@ -20,6 +21,7 @@ from leadline.errors import InvalidRequest
 Model = TypeVar("Model", bound=BaseModel)
 
 DRAINED = 4  # times the limit: past this the connection is simply closed
+BODY_SECONDS = 300.0  # for all of it: 32 MB at a megabit a second
 
 
 async def read_json(request: Request, schema: type[Model], limit: int) -> Model:
@@ -61,14 +63,18 @@ async def _read(request: Request, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= limit:
-                chunks.append(chunk)
-            elif size > DRAINED * limit:
-                break
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= limit:
+                    chunks.append(chunk)
+                elif size > DRAINED * limit:
+                    break
     except ClientDisconnect:
         raise HTTPException(400, "the body ended too early") from None
+    except TimeoutError:
+        text = f"the body did not come within {BODY_SECONDS:.0f} seconds"
+        raise HTTPException(408, text, {"connection": "close"}) from None
     if size > limit:
         raise HTTPException(413, f"the body is larger than {limit} bytes", {"connection": "close"})
     return b"".join(chunks)

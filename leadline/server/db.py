@@ -9,7 +9,9 @@ database up to date. The ledger and the audit log are append-only, and triggers 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+import logging
+import time
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,21 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from leadline.errors import ConfigError
+from leadline.errors import BooksUnavailable, ConfigError
 from leadline.server.migrations import upgrade
 from leadline.server.turn import Turn
 
 BUSY_MILLISECONDS = 10_000  # another process, `leadline admin` say, may be writing
+REPEAT_SECONDS = 10.0  # how often the log says that the database cannot be used
+
+_UNAVAILABLE = tuple(
+    f"SQLITE_{name}" for name in ("BUSY", "CANTOPEN", "CORRUPT", "FULL", "IOERR", "LOCKED", "NOTADB", "READONLY")
+)
+
+log = logging.getLogger("leadline.server.books")
 
 Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts INTEGER keys only
 Money = BigInteger
@@ -347,6 +356,7 @@ class Database:
         self.engine = engine
         # Writers of one process queue here, in order, and not in SQLite's polling; PostgreSQL needs no queue.
         self._turn = Turn() if engine.dialect.name == "sqlite" else None
+        self._told = -REPEAT_SECONDS
 
     @classmethod
     async def open(cls, url: str, *, durable: bool = True) -> Database:
@@ -363,20 +373,43 @@ class Database:
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncConnection, None]:
         """One consistent snapshot."""
-        async with self.engine.connect() as connection, connection.begin():
-            yield connection
+        with self._usable():
+            async with self.engine.connect() as connection, connection.begin():
+                yield connection
 
     @contextlib.asynccontextmanager
     async def write(self, *, urgent: bool = False) -> AsyncGenerator[AsyncConnection, None]:
         """All or nothing, one writer at a time on SQLite, `urgent` ones before all that wait."""
         turn = contextlib.nullcontext() if self._turn is None else self._turn.take(urgent=urgent)
-        async with turn, self.engine.connect() as connection:
-            await connection.execution_options(leadline_write=True)
-            async with connection.begin():
-                yield connection
+        async with turn:
+            with self._usable():
+                async with self.engine.connect() as connection:
+                    await connection.execution_options(leadline_write=True)
+                    async with connection.begin():
+                        yield connection
+
+    @contextlib.contextmanager
+    def _usable(self) -> Generator[None, None, None]:
+        """A disk that is full and a database that another process locks are no faults in a request: one line in the
+        log now and then, and a 503."""
+        try:
+            yield
+        except DBAPIError as error:
+            if not _is_unavailable(error):
+                raise
+            if time.monotonic() - self._told >= REPEAT_SECONDS:
+                self._told = time.monotonic()
+                log.error("the database cannot be used: %s", error.orig)
+            raise BooksUnavailable(f"the books cannot be read or written now ({error.orig}); try again later") from None
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+def _is_unavailable(error: DBAPIError) -> bool:
+    """Not a wrong statement, nor a constraint that held."""
+    name = getattr(error.orig, "sqlite_errorname", None)
+    return isinstance(error, OperationalError) if name is None else name.startswith(_UNAVAILABLE)
 
 
 def file_url(path: Path) -> str:

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from leadline.engine.types import Usage
-from leadline.errors import LeadlineError
+from leadline.errors import BooksUnavailable, LeadlineError
 from leadline.server.access import Outcome
 from leadline.server.billing import HOLD_TOKENS, LEASE_SECONDS, Billing, Hold, Order, Settlement
 
@@ -25,6 +25,7 @@ log = logging.getLogger("leadline.server.billing")
 
 PERSIST_SECONDS = 0.25  # with a write's own time on top, well under a second behind delivery
 BEHIND_SECONDS = 1.0  # where writing takes longer than that, answers wait for it
+PATIENCE_SECONDS = 30.0  # and end when it does not come
 SWEEP_SECONDS = 5.0
 MOST_SETTLED = 200  # in one transaction
 LOW_WATER = 64  # covered tokens left when a hold is extended
@@ -154,6 +155,8 @@ class Meters:
             batch, self._waiting = self._waiting[:MOST_SETTLED], self._waiting[MOST_SETTLED:]
             try:
                 await self._settle_all([settlement for settlement, _ in batch])
+            except BooksUnavailable as error:
+                log.error("settlements wait for the sweep: %s", error.message)
             except Exception as error:
                 log.error("a settlement failed", exc_info=error)
             for _, written in batch:
@@ -186,8 +189,14 @@ class Meters:
     async def written_down(self) -> None:
         """Wait while the last counts that were written down are older than a second: no more than that is ever lost."""
         loop = asyncio.get_running_loop()
-        while loop.time() - self._snapshot > BEHIND_SECONDS:
-            await self._progress.wait()
+        if loop.time() - self._snapshot <= BEHIND_SECONDS:
+            return
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while loop.time() - self._snapshot > BEHIND_SECONDS:
+                    await self._progress.wait()
+        except TimeoutError:
+            raise BooksUnavailable("what was delivered could not be written down in time; try again later") from None
 
     def _tell(self, snapshot: float) -> None:
         self._snapshot = snapshot
@@ -232,6 +241,8 @@ async def _again(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         start = loop.time()
         try:
             await work()
+        except BooksUnavailable:
+            pass  # the database has said so in the log
         except Exception:
             log.exception("upkeep of the books failed; it is tried again")
         await asyncio.sleep(max(seconds / 5, start + seconds - loop.time()))

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import Request
 from sqlalchemy import Row, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from leadline.engine.types import Usage
-from leadline.errors import AuthenticationError, EngineOverloaded, PermissionDenied
+from leadline.errors import AuthenticationError, BooksUnavailable, EngineOverloaded, PermissionDenied
 from leadline.server import chats, legal
 from leadline.server.access import Meter, Outcome, Principal
 from leadline.server.accounts import (
@@ -75,6 +76,7 @@ class Platform:
         self.sources = Throttle(most=30, block_seconds=BLOCK_SECONDS)
         self.pairs = Throttle(most=5, block_seconds=BLOCK_SECONDS)  # of a source and an account
         self.answers: Answers | None = None  # the site's, when there is one
+        self._touching: set[Any] = set()  # ids of keys and of sessions, which are numbers and words
         self._open: tuple[Store, Meters] | None = None
 
     @property
@@ -188,9 +190,7 @@ class Platform:
                 row = await find_key(connection, store.secrets, secret, now)
         if row is None:
             raise AuthenticationError(f"Authentication Fails, Your api key: {masked(secret)} is invalid")
-        if now - (row.last_used or 0) >= TOUCH_SECONDS:
-            async with store.database.write() as connection:
-                await touch_key(connection, row.id, now)
+        self._touch(touch_key, row, now)
         return Principal(
             user_id=row.user_id,
             key_id=row.id,
@@ -206,15 +206,30 @@ class Platform:
         claims = read_token(store.secrets.jwt, token, purpose)
         async with store.database.read() as connection:
             row = await find_session(connection, claims, now)
-        if now - row.last_used >= TOUCH_SECONDS:
-            async with store.database.write() as connection:
-                await touch_session(connection, row.id, now)
+        self._touch(touch_session, row, now)
         return Principal(
             user_id=row.user_id,
             session_id=row.id,
             admin=row.role == "admin",
             control_tokens=False,
         )
+
+    def _touch(self, touch: Callable[[AsyncConnection, Any, int], Awaitable[None]], row: Row[Any], now: int) -> None:
+        """Note that a key or a session was used. Nobody waits for it: who only reads needs no place in the queue."""
+        if now - (row.last_used or 0) >= TOUCH_SECONDS and row.id not in self._touching:
+            self._touching.add(row.id)
+            self.meters.spawn(self._touched(touch, row.id, now))
+
+    async def _touched(
+        self, touch: Callable[[AsyncConnection, Any, int], Awaitable[None]], used: Any, now: int
+    ) -> None:
+        try:
+            async with self.store.database.write() as connection:
+                await touch(connection, used, now)
+        except BooksUnavailable:
+            pass  # the database has said so in the log
+        finally:
+            self._touching.discard(used)
 
     # ---- what they may do at once, and what it costs -----------------------------------------------------------
 

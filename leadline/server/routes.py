@@ -53,15 +53,23 @@ def optional_money(text: str | None, param: str) -> int | None:
     return None if text is None else parse_money(text, param)
 
 
-def report_query(request: Request) -> tuple[list[By], str, str]:
+def report_query(request: Request, groups: Sequence[By] = ("day", "model", "key")) -> tuple[list[By], str, str]:
     """`by=day,model,key`, `from` and `to` of a usage report."""
-    by = request.query_params.get("by", "day").split(",")
-    if not set(by) <= {"day", "model", "key"}:
-        raise InvalidRequest("by must be some of day, model and key, with commas between", param="by")
     days = request.query_params.get("from", "0000-01-01"), request.query_params.get("to", "9999-12-31")
-    if not all(_DAY.fullmatch(day) for day in days):
-        raise InvalidRequest("from and to are days such as 2026-01-31", param="from")
-    return cast("list[By]", by), *days
+    return report_groups(request.query_params.get("by", "day"), groups), *report_days(*days)
+
+
+def report_groups(by: str, groups: Sequence[By]) -> list[By]:
+    wanted = by.split(",")
+    if not set(wanted) <= set(groups):
+        raise InvalidRequest(f"by must be some of {', '.join(groups)}, with commas between", param="by")
+    return cast("list[By]", wanted)
+
+
+def report_days(since: str, until: str) -> tuple[str, str]:
+    if not (_DAY.fullmatch(since) and _DAY.fullmatch(until)):
+        raise InvalidRequest("days are written as 2026-01-31", param="from")
+    return since, until
 
 
 def out_of_range(name: str, low: float, high: float) -> InvalidRequest:

@@ -20,6 +20,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from leadline.errors import ConfigError
+from leadline.server.connections import Connection, allow_many
 
 IDLE_SECONDS = 75  # a kept connection is closed after: longer than common clients and proxies keep theirs
 
@@ -67,6 +68,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -95,6 +97,7 @@ def serve_app(
         calm_collector()
         ready()
 
+    allow_many()
     with _quiet_end():
         Server(app, ready=settled, grace=grace, tls=tls).run(sockets=[sock])
 

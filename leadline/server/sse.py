@@ -66,7 +66,8 @@ class EventStream(Response):
         try:
             await until_disconnect(receive, writer.kept_alive(self.keep_alive, self._write(writer)))
         except ClientLeft:
-            self.left()
+            if not writer.ended:
+                self.left()
 
     async def _write(self, writer: Writer) -> None:
         try:
@@ -102,7 +103,8 @@ class JsonWhenDone(Response):
         try:
             await until_disconnect(receive, writer.kept_alive(self.keep_alive, self._write(writer)))
         except ClientLeft:
-            self.left()
+            if not writer.ended:
+                self.left()
 
     async def _write(self, writer: Writer) -> None:
         body = await self.work
@@ -111,10 +113,11 @@ class JsonWhenDone(Response):
 
 
 class Writer:
-    """A response that opens itself with its first bytes, or with its first sign of life."""
+    """A response that opens itself with its first bytes, or with its first sign of life. Once it has `ended`, a server
+    tells of a disconnect whether the client stays or not."""
 
     def __init__(self, send: Send, headers: Mapping[str, str], sign_of_life: bytes) -> None:
-        self.opened = False
+        self.opened = self.ended = False
         self._send = send
         self._headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         self._sign_of_life = sign_of_life
@@ -132,6 +135,7 @@ class Writer:
 
     async def end(self) -> None:
         async with self._lock:
+            self.ended = True
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def kept_alive(self, interval: float, work: Awaitable[None]) -> None:

@@ -16,18 +16,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from leadline.errors import Conflict, InvalidRequest, NotFound
 from leadline.server import ledger
 from leadline.server.accounts import DAY
-from leadline.server.db import api_keys, buckets, idempotency, usage, vouchers
+from leadline.server.db import api_keys, buckets, idempotency, usage, users, vouchers
 from leadline.server.db import ledger as entries
 from leadline.server.ledger import BucketKind
 from leadline.server.money import format_money
 from leadline.server.secret_file import Secrets
 
-By = Literal["day", "model", "key"]
+By = Literal["day", "model", "key", "user"]
 
 LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # none that looks like another
 MOST_VOUCHERS = 1000
 
-_GROUPS = {"day": usage.c.day, "model": usage.c.model, "key": usage.c.key_id}
+_GROUPS = {"day": usage.c.day, "model": usage.c.model, "key": usage.c.key_id, "user": usage.c.user_id}
+_NAMES = {"key": "key_name", "user": "email"}  # a column beside an id, for people
 _COUNTS = ("requests", "cached_tokens", "miss_tokens", "completion_tokens", "amount")
 
 
@@ -132,13 +133,14 @@ async def usage_report(
         chosen.append(usage.c.user_id == user_id)
     query = select(*groups, *sums).where(and_(*chosen)).group_by(*groups).order_by(*groups)
     rows = [dict(row._mapping) for row in await connection.execute(query)]
-    names = await _key_names(connection, {row["key"] for row in rows if row.get("key") is not None})
-    return [_usage_row(row, names) for row in rows]
+    keys = await _key_names(connection, {row["key"] for row in rows if row.get("key") is not None})
+    emails = await _emails(connection, {row["user"] for row in rows if "user" in row})
+    return [_usage_row(row, keys, emails) for row in rows]
 
 
 def usage_csv(rows: Sequence[dict[str, Any]], by: Sequence[By]) -> str:
     """The report as a table; a name that a spreadsheet would take for a formula is quoted for it."""
-    fields = [*dict.fromkeys(by), *(["key_name"] if "key" in by else []), *_COUNTS]
+    fields = [*dict.fromkeys(by), *(name for group, name in _NAMES.items() if group in by), *_COUNTS]
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, extrasaction="ignore")
     writer.writeheader()
@@ -188,11 +190,19 @@ async def _key_names(connection: AsyncConnection, ids: set[int]) -> dict[int, st
     return {row.id: row.name or row.shown for row in await connection.execute(query)} if ids else {}
 
 
-def _usage_row(row: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
+async def _emails(connection: AsyncConnection, ids: set[int]) -> dict[int, str]:
+    """Someone who was deleted has none."""
+    query = select(users.c.id, users.c.email).where(users.c.id.in_(ids))
+    return {row.id: row.email or "" for row in await connection.execute(query)} if ids else {}
+
+
+def _usage_row(row: dict[str, Any], keys: dict[int, str], emails: dict[int, str]) -> dict[str, Any]:
     row = {name: int(value) if name in _COUNTS else value for name, value in row.items()}
     row["amount"] = format_money(row["amount"])
     if "key" in row:
-        row["key_name"] = names.get(row["key"], "")
+        row["key_name"] = keys.get(row["key"], "")
+    if "user" in row:
+        row["email"] = emails.get(row["user"], "")
     return row
 
 

@@ -62,6 +62,20 @@ def test_an_installation_by_hand(admin: Admin) -> None:
     assert admin.out("check") == ["the books add up"]
 
 
+def test_what_a_user_asks_an_operator_for(admin: Admin) -> None:
+    admin.out("user", "ada@example.org")
+    admin.out("grant", "ada@example.org", "5")
+    admin.out("correct", "ada@example.org", "1.5")
+    assert admin.out("users") == ["1\tada@example.org\tuser\tactive\t3.50"]
+    assert admin.out("usage", "--by", "day,user") == [
+        "day,user,email,requests,cached_tokens,miss_tokens,completion_tokens,amount"
+    ]
+    assert "--yes" in admin.error("delete", "ada@example.org")
+    admin.out("delete", "ada@example.org", "--yes")
+    assert admin.out("users", "ada") == []
+    assert admin.out("check") == ["the books add up"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -74,6 +88,10 @@ def test_an_installation_by_hand(admin: Admin) -> None:
         (["voucher", "1", "--count", "0"], "count must lie in"),
         (["invite", "--uses", "0"], "above 0"),
         (["change", "ada@example.org"], "--role or --state"),
+        (["correct", "ada@example.org", "0"], "above 0"),
+        (["delete", "ada@example.org", "--yes"], "there is no user"),
+        (["usage", "--by", "colour"], "day, user, model, key"),
+        (["usage", "--since", "yesterday"], "2026-01-31"),
     ],
 )
 def test_mistakes_are_one_line(admin: Admin, arguments: list[str], words: str) -> None:

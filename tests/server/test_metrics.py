@@ -34,6 +34,15 @@ def test_what_it_shows(tokenizer: Tokenizer) -> None:
     assert 'path="other",status="404"' in response.text
 
 
+def test_a_client_that_stays_has_not_left(tokenizer: Tokenizer) -> None:
+    with live_server(tokenizer) as server:
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            asked = {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in path else {"prompt": "Hi"}
+            for stream in (True, False):
+                assert server.post(path, {**asked, "max_tokens": 3, "stream": stream}).status_code == 200
+        assert "leadline_disconnects_total 0.0" in server.http.get("/metrics").text
+
+
 def test_they_can_have_an_address_of_their_own(tokenizer: Tokenizer) -> None:
     with bind("127.0.0.1", 0) as sock:
         address = url(sock).removeprefix("http://")

@@ -215,7 +215,9 @@ def test_a_disabled_user_is_out_at_once(site: Site) -> None:
 def test_deletion_forgets_who_it_was_and_keeps_the_books(site: Site) -> None:
     browser = member(site, "gone@example.org", balance=10**9)
     user_id = browser.get("/api/account").json()["id"]
-    secret = browser.post("/api/keys", json={"name": "my own name"}).json()["secret"]
+    once = {"idempotency-key": "k"}
+    secret = browser.post("/api/keys", json={"name": "my own name"}, headers=once).json()["secret"]
+    assert browser.post("/api/presets", json={"name": "mine", "system": "My own words."}).status_code == 201
     assert chat(site.client(secret)).status_code == 200
     assert browser.post("/api/account/delete", json={"password": "wrong one"}).status_code == 401
     assert browser.post("/api/account/delete", json={"password": PASSWORD}).status_code == 200
@@ -224,6 +226,7 @@ def test_deletion_forgets_who_it_was_and_keeps_the_books(site: Site) -> None:
     kept = row(site, db.users, id=user_id)
     assert (kept.email, kept.name, kept.password, kept.state) == (None, "", "", "deleted")
     assert row(site, db.api_keys, user_id=user_id).name == ""
+    assert [site.count(table, user_id) for table in ("presets", "idempotency", "sessions")] == [0, 0, 0]
     assert len(site.bills(user_id)) == 1
     assert site.balance(user_id).total == 0
     site.user(email="gone@example.org")  # the address is free again
@@ -378,6 +381,56 @@ def test_an_operators_day(site: Site) -> None:
     actions = [entry["action"] for entry in operator.get("/api/admin/audit").json()["data"]]
     assert {"grant", "correction", "vouchers", "invite", "invite cancelled", "price", "user", "sign-up"} <= set(actions)
     assert "made@example.org" not in str(operator.get("/api/admin/audit").json())
+
+
+def test_money_that_an_operator_moves_twice_by_mistake_moves_once(site: Site) -> None:
+    operator, user_id = site.operator(), site.user(balance=10 * 10**9)
+    path, headers = f"/api/admin/users/{user_id}/corrections", {"idempotency-key": "correction-1"}
+    for _ in range(2):
+        assert operator.post(path, json={"amount": "2"}, headers=headers).json() == {"amount": "2.00"}
+    assert site.balance(user_id).total == 8 * 10**9
+    assert operator.post(path, json={"amount": "3"}, headers=headers).status_code == 409
+    headers, body = {"idempotency-key": "vouchers-1"}, {"amount": "1", "count": 3}
+    first, second = (operator.post("/api/admin/vouchers", json=body, headers=headers).json() for _ in range(2))
+    assert len(first["codes"]) == 3
+    assert second == {"count": 3, "codes": []}, "codes are shown once and kept nowhere"
+
+
+def test_an_operator_sees_what_a_user_asks_about(site: Site) -> None:
+    operator, browser = site.operator(), member(site, "asks@example.org", balance=10**9)
+    user_id = browser.get("/api/account").json()["id"]
+    secret = browser.post("/api/keys", json={"name": "laptop"}).json()["secret"]
+    assert chat(site.client(secret)).status_code == 200
+    seen = operator.get(f"/api/admin/users/{user_id}").json()
+    assert (seen["email"], seen["state"], seen["holds"]) == ("asks@example.org", "active", 0)
+    assert seen["balance"]["total"] == browser.get("/api/balance").json()["total"]
+    assert [key["name"] for key in seen["keys"]] == ["laptop"]
+    assert secret not in str(seen)
+    entries = operator.get(f"/api/admin/users/{user_id}/ledger").json()["data"]
+    assert entries == browser.get("/api/ledger").json()["data"]
+    assert [entry["kind"] for entry in entries] == ["usage", "grant"]
+    used = operator.get("/api/admin/usage", params={"by": "user,key", "user": user_id}).json()["data"]
+    assert [(each["user"], each["email"], each["key_name"]) for each in used] == [
+        (user_id, "asks@example.org", "laptop")
+    ]
+    assert browser.get("/api/usage", params={"by": "user"}).status_code == 400
+    table = operator.get("/api/admin/usage.csv", params={"by": "user"}).text.splitlines()
+    assert table[0] == "user,email,requests,cached_tokens,miss_tokens,completion_tokens,amount"
+    assert any(line.startswith(f"{user_id},asks@example.org,1,") for line in table)
+    assert operator.get("/api/admin/users/999999").json()["error"]["code"] == "user_not_found"
+
+
+def test_an_operator_deletes_who_asks_for_it(site: Site) -> None:
+    operator, browser = site.operator(), member(site, "forget@example.org", balance=10**9)
+    user_id = browser.get("/api/account").json()["id"]
+    path = f"/api/admin/users/{user_id}"
+    assert operator.post(f"{path}/delete").status_code == 200
+    assert browser.get("/api/account").status_code == 401
+    assert row(site, db.users, id=user_id).email is None
+    for after, body in ((f"{path}/delete", None), (f"{path}/grants", {"amount": "1"}), (path, {"state": "active"})):
+        assert operator.post(after, json=body).json()["error"]["code"] == "account_inactive"
+    own = operator.get("/api/account").json()["id"]
+    assert operator.post(f"/api/admin/users/{own}/delete").json()["error"]["code"] == "own_account"
 
 
 def test_an_operator_cannot_lock_the_own_account(site: Site) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leadline.errors import ConfigError, InvalidRequest, RateLimited
-from leadline.server.auth import Passwords, check_password, is_key, masked, new_key
+from leadline.errors import AuthenticationError, ConfigError, InvalidRequest, RateLimited
+from leadline.server.auth import Claims, Passwords, check_password, is_key, issue_token, masked, new_key, read_token
 from leadline.server.limits import Rates, Slots, Throttle, network
 from leadline.server.secret_file import load_secrets, new_secrets
 from leadline.server.store import open_store
@@ -43,6 +44,15 @@ def test_what_are_no_secrets_is_told(tmp_path: Path, text: str) -> None:
 def test_a_digest_is_of_one_purpose_and_one_installation() -> None:
     one, other = new_secrets(), new_secrets()
     assert len({one.digest("key", "x"), one.digest("voucher", "x"), other.digest("key", "x")}) == 3
+
+
+def test_a_clock_that_is_set_back_a_little_signs_nobody_out() -> None:
+    secret, claims, now = new_secrets().jwt, Claims(1, "session", "web"), int(time.time())
+    token = issue_token(secret, claims, now=now + 30, expires=now + 1000)
+    assert read_token(secret, token, "web") == claims
+    for issued, expires in ((now + 3600, now + 7200), (now - 7200, now - 3600)):
+        with pytest.raises(AuthenticationError):
+            read_token(secret, issue_token(secret, claims, now=issued, expires=expires), "web")
 
 
 def test_passwords() -> None:

@@ -11,9 +11,9 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import delete, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
-from leadline.errors import ConfigError
+from leadline.errors import BooksUnavailable, ConfigError
 from leadline.server.db import Database, buckets, facts, file_url, ledger, metadata, users
 from tests.server.platform.books import Books, empty_database, with_books
 
@@ -84,6 +84,35 @@ def test_opening_again_changes_nothing_and_a_newer_database_is_told(tmp_path: Pa
 def test_a_url_that_cannot_be_used_is_told(url: str) -> None:
     with pytest.raises(ConfigError, match="database URL"):
         asyncio.run(Database.open(url))
+
+
+def test_a_full_disk_is_told_and_passes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asyncio.run(_fill(empty_database(tmp_path)))
+    assert caplog.text.count("the database cannot be used: database or disk is full") == 1
+
+
+async def _fill(path: Path) -> None:
+    database = await Database.open(file_url(path))
+
+    async def write(most_pages: int) -> None:
+        async with database.write() as connection:
+            await connection.exec_driver_sql(f"PRAGMA max_page_count = {most_pages}")
+            rows = [{"name": f"{most_pages}-{number}", "value": "v" * 200} for number in range(2000)]
+            await connection.execute(facts.insert(), rows)
+
+    for _ in range(3):
+        with pytest.raises(BooksUnavailable, match="full") as caught:
+            await write(1)
+    assert (caught.value.status, caught.value.code) == (503, "books_unavailable")
+    await write(1 << 30)
+    await database.close()
+
+
+@with_books
+async def test_a_wrong_statement_is_no_full_disk(books: Books) -> None:
+    with pytest.raises(OperationalError, match="no such table"):
+        async with books.database.read() as connection:
+            await connection.exec_driver_sql("SELECT * FROM nowhere")
 
 
 @with_books

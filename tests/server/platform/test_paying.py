@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import re
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -14,8 +16,13 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from leadline.server import accounts, db, meter
+from leadline.server.erase import erase_user
 from leadline.server.platform import COOKIE
+from leadline.server.store import Store
 from leadline.tokenizer import Tokenizer
 from tests.fixtures_server import wait_until
 from tests.server.platform.books import HIT, MISS, OUTPUT
@@ -32,6 +39,69 @@ def cost(usage: dict[str, Any]) -> int:
 def events(response: httpx2.Response) -> list[Any]:
     lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+# ---- who is put out while an answer runs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["disabled", "deleted", "revoked"])
+def test_who_is_put_out_gets_no_more_of_a_running_answer(site: Site, how: str) -> None:
+    """What was covered is delivered and billed; the next hold is not granted."""
+    user, client = site.customer()
+    asked = {"prompt": "Hi", "max_tokens": 900, "stream": True, **NEVER_ENDS}
+
+    async def put_out(connection: AsyncConnection, store: Store) -> None:
+        if how == "disabled":
+            await accounts.change_user(connection, user, state="disabled")
+        elif how == "deleted":
+            await erase_user(connection, user, store.now())
+        else:
+            await connection.execute(update(db.api_keys).where(db.api_keys.c.user_id == user).values(revoked=1))
+
+    with client.stream("POST", "/v1/completions", json=asked) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        site.work(put_out)
+        rest = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert rest[-1]["error"]["code"] == "invalid_api_key"
+    wait_until(lambda: len(site.bills(user)) == 1)
+    assert site.bills(user)[0].completion_tokens < 900
+    assert client.get("/v1/models").status_code == 401
+
+
+# ---- books that cannot be written in ---------------------------------------------------------------------------------
+
+
+def test_books_that_are_locked_refuse_what_costs_and_nothing_else(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk looks the same. What was running is told, is billed later, and nobody's key stops working."""
+    monkeypatch.setattr(db, "BUSY_MILLISECONDS", 20)
+    monkeypatch.setattr(meter, "PATIENCE_SECONDS", 0.5)
+    with live_site(tokenizer, tmp_path, tokens_per_second=50, answer=" deep" * 500) as site:
+        user, client = site.customer()
+        with contextlib.closing(sqlite3.connect(tmp_path / "leadline.db", isolation_level=None)) as other:
+            with client.stream(
+                "POST", "/v1/completions", json={"prompt": "Hi", "max_tokens": 400, "stream": True}
+            ) as r:
+                lines = r.iter_lines()
+                assert next(lines).startswith("data: ")
+                other.execute("BEGIN IMMEDIATE")
+                assert client.get("/v1/models").status_code == 200
+                refused = [chat(client), client.get("/ready")]
+                error = next(json.loads(line[6:])["error"] for line in lines if "error" in line)
+            other.execute("ROLLBACK")
+        for response in refused:
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "5"
+            assert response.json()["error"]["code"] == error["code"] == "books_unavailable"
+        assert "Traceback" not in caplog.text
+        wait_until(lambda: client.get("/ready").status_code == 200)
+        assert chat(client, max_tokens=1).status_code == 200
+        site.platform.meters.billing.clock = lambda: time.time() + 60
+        wait_until(lambda: site.open_holds() == 0, seconds=20)
+        assert {bill.outcome for bill in site.bills(user)} == {"finished", "swept"}
+        assert site.faults() == []
 
 
 # ---- who -----------------------------------------------------------------------------------------------------------
