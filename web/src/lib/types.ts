@@ -145,6 +145,8 @@ export interface UsageRow {
   model?: string
   key?: number | null
   key_name?: string
+  user?: number
+  email?: string
   requests: number
   cached_tokens: number
   miss_tokens: number

@@ -24,6 +24,7 @@ export const actions: Record<string, string> = {
   terms: '条款',
   user: '新建用户',
   'user change': '修改用户',
+  'user deletion': '删除用户',
   voucher: '兑换',
   vouchers: '生成兑换券',
 }
