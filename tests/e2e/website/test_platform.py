@@ -14,7 +14,7 @@ from leadline.server.money import format_money
 from tests.e2e.browser import Visitor, aside
 from tests.e2e.website.conftest import MONEY
 from tests.server.platform.books import HIT, MISS, OUTPUT
-from tests.server.platform.site import Site
+from tests.server.platform.site import Site, chat
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -95,3 +95,34 @@ def test_an_operator_grants_prices_and_sees_it_in_the_log(operator: Visitor, bro
     expect(operator.page.get_by_text("The books add up.")).to_be_visible()
     operator.open("/admin")
     expect(operator.page.get_by_text("Tokens a second", exact=True)).to_be_visible()
+
+
+def test_a_key_that_is_revoked_is_gone(ada: Visitor) -> None:
+    ada.open("/platform/keys")
+    for name in ("kept", "revoked"):
+        ada.button("New key").click()
+        ada.page.get_by_label("Name").fill(name)
+        ada.page.locator("dialog").get_by_role("button", name="New key").click()
+        expect(ada.page.get_by_role("cell", name=name, exact=True)).to_be_visible()
+    ada.button("Revoke revoked").click()
+    ada.page.locator("dialog").get_by_role("button", name="Revoke").click()
+    expect(ada.page.get_by_role("cell", name="revoked", exact=True)).to_have_count(0)
+    expect(ada.page.get_by_role("cell", name="kept", exact=True)).to_be_visible()
+
+
+def test_an_operator_sees_who_spent_what_and_deletes_who_asks(operator: Visitor, site: Site) -> None:
+    def used() -> None:
+        user = site.user(email="dora@example.org", balance=10**9)
+        assert chat(site.client(site.key(user, name="dora's laptop"))).status_code == 200
+
+    aside(used)
+    operator.open("/admin/usage")
+    line = operator.page.get_by_role("row", name=re.compile("dora@example.org"))
+    expect(line).to_contain_text("dora's laptop")
+    operator.open("/admin/users")
+    operator.page.get_by_label("Search by email").fill("dora@")
+    operator.menu("Actions for dora@example.org", "Delete account")
+    operator.button("Delete account").click()
+    expect(operator.page.get_by_text("Nobody found.")).to_be_visible()
+    operator.open("/admin/usage")
+    expect(operator.page.get_by_text("dora@example.org")).to_have_count(0)
