@@ -32,6 +32,8 @@ def instruction_sets() -> tuple[str, ...]:
     flags = {flag for line in _cpuinfo("flags", "Features")[:1] for flag in line.split()}
     if _sysctl("hw.optional.AdvSIMD") == "1":
         flags.add("asimd")
+    if _sysctl("hw.optional.arm.FEAT_DotProd") == "1":
+        flags.add("asimddp")
     return tuple(name for name in INSTRUCTION_SETS if name in flags)
 
 

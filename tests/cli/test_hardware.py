@@ -27,12 +27,16 @@ def test_processor_and_its_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {"machdep.cpu.brand_string": "Apple M3\n", "hw.optional.AdvSIMD": "1\n"}
+    answers = {
+        "machdep.cpu.brand_string": "Apple M3\n",
+        "hw.optional.AdvSIMD": "1\n",
+        "hw.optional.arm.FEAT_DotProd": "1\n",
+    }
     monkeypatch.setattr(hardware, "_text", lambda path: "")
     monkeypatch.setattr(hardware, "_output", lambda command: answers[command[2]])
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     assert hardware.processor() == "Apple M3"
-    assert hardware.instruction_sets() == ("asimd",)
+    assert hardware.instruction_sets() == ("asimd", "asimddp")
 
 
 def test_files_and_commands_that_are_absent_or_fail_say_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 // AMX's tiles of bytes, for Sapphire Rapids and later: AVX-512 but for products of many rows with integer weights.
+#include <atomic>
+
 #include "kernels.h"
 #if defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AVX512VNNI__) && defined(__linux__)
 #define LEADLINE_AMX
@@ -7,8 +9,6 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include <atomic>
 
 #include "amx.h"
 // It multiplies by what is above.

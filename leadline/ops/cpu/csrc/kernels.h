@@ -137,7 +137,8 @@ struct Kernels {
 };
 
 const Kernels& scalar_kernels();
-const Kernels* avx2_kernels();    // null where the build has none
+const Kernels* avx2_kernels();    // null where the machine or the build has none, as those below
+const Kernels* neon_kernels();
 // `bf16`: with VDPBF16PS where there is that; it changes no bits.
 const Kernels* avx512_kernels(bool bf16 = true);
 Segment bf16_segment();           // null without it

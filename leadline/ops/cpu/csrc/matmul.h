@@ -17,6 +17,9 @@ constexpr int kFloatRows = 6, kFloatPanels = 4;  // 24 sums
 #elif defined(LEADLINE_AVX2)
 constexpr int kIntRows = 3, kIntPanels = 1;
 constexpr int kFloatRows = 3, kFloatPanels = 2;
+#elif defined(LEADLINE_NEON)
+constexpr int kIntRows = 4, kIntPanels = 1;  // 16 sums of four lanes and 8 codes in registers
+constexpr int kFloatRows = 4, kFloatPanels = 1;
 #else
 constexpr int kIntRows = 1, kIntPanels = 1;
 constexpr int kFloatRows = 1, kFloatPanels = 1;

@@ -2,6 +2,9 @@
 // their tree. The unit that includes this has `matmul` and `kRowBlock`, rows whose activations are made at a time, first.
 #pragma once
 
+#include <cmath>
+#include <cstring>
+
 #include "kernels.h"
 #include "simd.h"
 
