@@ -31,8 +31,8 @@ from leadline.train.config import OptimizerConfig, TrainConfig
 from leadline.train.data import held_out
 from leadline.train.grpo import EVAL_ROW, GrpoConfig, bits_per_byte, language_model
 from leadline.train.loop import cast
-from leadline.train.metrics import read_records
 from leadline.train.optim import MasterAdamW
+from leadline.train.records import read_records
 from leadline.train.rollout import RolloutConfig, Rollouts
 
 HERE = Path(__file__).parent

@@ -31,6 +31,11 @@ The server turns each into its status and OpenAI's error body, the client turns 
 
 from __future__ import annotations
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What an `OSError` says when there is no room, the user's quota and the file system's limit included."""
+
 
 class LeadlineError(Exception):
     """Base of every error leadline raises on purpose. `status` and `code` are what the API answers with."""

@@ -43,7 +43,7 @@ from leadline.checkpoint.quantised import open_block as open_block_at
 from leadline.checkpoint.recipes import Recipe
 from leadline.checkpoint.regions import Region, regions, total_bytes
 from leadline.checkpoint.safetensors import read_header
-from leadline.checkpoint.save import COPIED, sync_folder
+from leadline.checkpoint.save import COPIED, sync
 from leadline.checkpoint.source import Source
 from leadline.errors import CheckpointError, Conflict
 from leadline.model.config import DTYPE_BYTES, ModelConfig
@@ -166,7 +166,7 @@ def pull(
     with _alone(work):
         _pull(hub, config, repository, recipe, work, progress)
         work.rename(target)
-        sync_folder(target.parent)
+        sync(target.parent)
     return target
 
 

@@ -7,7 +7,6 @@ disk and renamed into place; a full disk or Ctrl-C leaves what was there before.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from leadline.checkpoint.machine import check_space
 from leadline.checkpoint.names import tensor_shapes
 from leadline.checkpoint.safetensors import Tensor, header_bytes
 from leadline.checkpoint.weights import memory_of, tensor_of
-from leadline.errors import CheckpointError, LeadlineError, ResourceError
+from leadline.errors import DISK_FULL, CheckpointError, LeadlineError, ResourceError
 from leadline.model.reward import RewardModel
 from leadline.model.transformer import DeepseekV2
 
@@ -40,7 +39,6 @@ COPIED = (
 """What a folder made from another one keeps of it."""
 
 _OURS = {"config.json", "leadline.json", INDEX, *COPIED}
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def save_model(
@@ -137,7 +135,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         new.chmod(0o755)  # mkdtemp's own mode would hide the model from the user's group
         yield new
-        sync_folder(new)
+        sync(new)
         _swap(new, folder)
     except OSError as error:
         raise _write_error(folder, error) from None
@@ -168,12 +166,12 @@ def _swap(new: Path, folder: Path) -> None:
             old.rename(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """A rename is durable when the folder's own entries are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have a file on the disk, or a folder's own entries: a rename in it is durable only then."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -181,7 +179,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _write_error(folder: Path, error: OSError) -> LeadlineError:
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         return ResourceError(f"{folder} was not written, the disk is full ({error.strerror}); nothing was changed")
     return CheckpointError(f"{folder} cannot be written: {error.strerror or error}")
 

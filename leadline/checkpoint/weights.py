@@ -3,9 +3,7 @@
 Invariant: everything is checked before anything is allocated, and beside the loaded weights themselves no more than one
 staging block is ever held: bytes of the wanted type are read into the parameter itself, others pass through the block.
 
-    with torch.device("meta"):
-        model = DeepseekV2(config)
-    load_weights(model, folder, dtype=torch.bfloat16, device="cpu")
+    model = read_network(DeepseekV2, folder, dtype=torch.bfloat16)
 """
 
 from __future__ import annotations
@@ -29,6 +27,21 @@ from leadline.model.transformer import DeepseekV2
 
 Network = TypeVar("Network", DeepseekV2, RewardModel)
 BLOCK_BYTES = 16 << 20
+
+
+def read_network(
+    kind: type[Network],
+    folder: Path,
+    *,
+    shape: ModelConfig | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Network:
+    """A network of this kind with the folder's weights, built without memory of its own before they are read. `shape`
+    None is the folder's config, `dtype` None the shape's."""
+    with torch.device("meta"):
+        model = kind(shape or ModelConfig.from_folder(folder))
+    return load_weights(model, folder, dtype=dtype, device=device)
 
 
 def load_weights(

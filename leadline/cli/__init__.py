@@ -13,7 +13,6 @@ imports only what it needs. The convention, for whoever adds a verb:
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -22,14 +21,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from leadline import __version__
 from leadline.config import did_you_mean
-from leadline.errors import LeadlineError, ResourceError, UserError
+from leadline.errors import DISK_FULL, LeadlineError, ResourceError, UserError
 
 if TYPE_CHECKING:
     from cyclopts import App
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 EXIT_BROKEN_PIPE = 1  # what Python and rich use
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # name -> (where it lives, help). The order is the order of `leadline --help`.
 VERBS = {
@@ -148,7 +146,7 @@ def _missing_extra(error: ImportError) -> LeadlineError:
 
 def _no_room(error: OSError) -> LeadlineError:
     """A disk that is full, wherever the output goes; anything else is a fault of ours."""
-    if error.errno not in FULL:
+    if error.errno not in DISK_FULL:
         raise error
     try:
         sys.stdout.flush()

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from leadline.errors import ConfigError
-from leadline.model.config import ModelConfig
+from leadline.model.config import PACKED_CACHES, ModelConfig
 from leadline.ops.attention import Rows
 from leadline.ops.latent import LatentFormat, PackedLatents
 
 PAGE_SIZE = 64
-
-PACKED = ("int8", "6bit")
 
 
 class PagedCache:
@@ -116,7 +114,7 @@ class PagedCache:
 
 def latent_format(config: ModelConfig, name: str) -> LatentFormat | None:
     """The packed format of that name for this model's rows; None for a plain element type."""
-    if name not in PACKED:
+    if name not in PACKED_CACHES:
         return None
     if not config.is_mla or config.kv_lora_rank is None:
         raise ConfigError(

@@ -1,11 +1,11 @@
 """How a model's parameters lie over the processes of a run, applied to a finished model from outside.
 
-Three ways to lie, a parameter each:
+A parameter lies in one of three ways:
 
-    whole      a copy in every process; gradients are summed over all
-    shard      FSDP2 (`fully_shard`): rows of it in each process, gathered for a layer's pass, gradients
-    reduce-scattered experts    expert parallelism: the experts of this process; gradients are summed over the processes
-    with the same
+* whole: a copy in every process; its gradients are summed over all.
+* sharded, by FSDP2 (`fully_shard`): rows of it in each process, gathered for a layer's pass; its gradients are
+  reduce-scattered.
+* as experts: those of this process; their gradients are summed over the processes with the same ones.
 
 Every process's loss is its share of the step's, so that gradients are sums and never means. The optimiser sees what is
 here as plain tensors; checkpoints see whole ones, and so know nothing of how many processes there were.

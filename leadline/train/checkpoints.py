@@ -9,9 +9,7 @@ in it is deleted, so whatever bears the name is complete.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -21,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from leadline.errors import ConfigError, DataError, ResourceError
+from leadline.checkpoint.save import sync
+from leadline.errors import DISK_FULL, ConfigError, DataError, ResourceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +97,9 @@ def _write(final: Path, state: TrainState, tensors: dict[str, Tensor]) -> None:
     save_file(contiguous, partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state)), encoding="utf-8")
     for path in (*partial.iterdir(), partial):
-        _sync(path)
+        sync(path)
     partial.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def _hidden(step: Path) -> Path:
@@ -114,18 +113,9 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _reason(error: OSError | SafetensorError) -> str:
     if isinstance(error, OSError) and error.errno is not None:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return f"the disk is full: {error.strerror}" if full else str(error.strerror)
+        return f"the disk is full: {error.strerror}" if error.errno in DISK_FULL else str(error.strerror)
     return str(error)
 
 

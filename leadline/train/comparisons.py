@@ -12,22 +12,18 @@ and a file holds pairs or scores, not both. Passes are a function of the step al
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from leadline.errors import DataError
 from leadline.tokenizer import Tokenizer
-from leadline.train.data import check_messages
-from leadline.train.run import read_lines
-
-Messages = list[dict[str, str]]
+from leadline.train.conversations import Messages, check_messages
+from leadline.train.lines import Epochs, read_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +66,15 @@ class Comparisons:
         self.dropped = len(read) - len(self.kept)
         if not self.kept:
             raise DataError(f"{path}: every conversation is longer than {max_length} tokens")
-        self.pairs, self.seed = read[0].score is None, seed
-        self._order = functools.lru_cache(maxsize=2)(self._shuffle)
+        self.pairs = read[0].score is None
+        self.epochs = Epochs(self.kept, seed)
 
     def step(self, step: int, count: int, micro_batch_tokens: int) -> list[ComparisonBatch]:
         """The passes of step 0, 1, ... of `count` comparisons each; every epoch in an order of its own."""
-        places = range(step * count, (step + 1) * count)
-        epochs = [divmod(place, len(self.kept)) for place in places]
-        return list(batches([self.kept[self._order(epoch)[place]] for epoch, place in epochs], micro_batch_tokens))
+        return list(batches(self.epochs.step(step, count), micro_batch_tokens))
 
     def all(self, micro_batch_tokens: int) -> list[ComparisonBatch]:
         return list(batches(self.kept, micro_batch_tokens))
-
-    def _shuffle(self, epoch: int) -> list[int]:
-        order: list[int] = np.random.default_rng((self.seed, epoch)).permutation(len(self.kept)).tolist()
-        return order
 
 
 def batches(comparisons: Sequence[Comparison], tokens: int) -> Iterator[ComparisonBatch]:

@@ -1,6 +1,6 @@
-"""Batches: packed documents for pre-training, conversations and texts to complete for SFT.
+"""Batches: what a pass is made of, and packed documents for pre-training (section 3.1.2).
 
-Both are functions of a global index alone: batch i holds the same tokens whenever and by how many processes it is made,
+A batch is a function of its index alone: batch i holds the same tokens whenever and by how many processes it is made,
 so a resumed run goes on with exactly what it would have seen.
 """
 
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leadline.errors import ConfigError, DataError
-from leadline.tokenizer import Tokenizer
 from leadline.train.corpus import sha256_of
 
 EXEMPT_STREAM = 0x2204
@@ -150,6 +149,10 @@ class PackedCorpus:
             weights[-1] = 0.0
         return tokens, targets, weights
 
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{len(self.tokens):,} tokens in {len(self.starts) - 1:,} documents"
+
     def _shuffle(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The documents of one epoch in their order, and where each begins in that epoch's stream."""
         lengths = np.diff(self.starts)
@@ -209,131 +212,3 @@ def held_out(folder: Path, split: str, sequence_length: int, limit: int) -> tupl
     if row:
         batches.append(make_batch([row]))
     return batches, round(manifest["bytes"] * seen / manifest["tokens"])
-
-
-# ---- conversations -----------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """Plain text, no turns: loss on the completion and the EOS after it. An empty prompt: all of a document."""
-
-    prompt: str
-    completion: str
-
-
-Messages = list[dict[str, str]]
-Lesson = Messages | Completion
-
-
-def read_conversations(path: Path) -> list[Lesson]:
-    """OpenAI-style lines, {"messages": [...]} or {"prompt": "...", "completion": "..."}; errors name the file and the
-    line. Lines end at "\\n" only."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    conversations = [_conversation(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not conversations:
-        raise DataError(f"{path} holds no conversation")
-    return conversations
-
-
-def _conversation(line: bytes, where: str) -> Lesson:
-    try:
-        record = json.loads(line)
-        if "completion" in record and "messages" not in record:
-            return _completion(record, where)
-        messages = record["messages"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f'{where}: not a JSON object with "messages" of "role" and "content"') from None
-    pairs = check_messages(messages, where)
-    if not any(m["role"] == "assistant" for m in pairs):
-        raise DataError(f"{where}: no assistant message to learn from")
-    return pairs
-
-
-def _completion(record: dict[str, object], where: str) -> Completion:
-    prompt, completion = record.get("prompt", ""), record["completion"]
-    if not (isinstance(prompt, str) and isinstance(completion, str) and _is_text(prompt) and _is_text(completion)):
-        raise DataError(f"{where}: a prompt or a completion that is not text")
-    if not completion:
-        raise DataError(f"{where}: an empty completion, nothing to learn from")
-    return Completion(prompt, completion)
-
-
-def check_messages(messages: object, where: str) -> list[dict[str, str]]:
-    """OpenAI-style messages of known roles and real text, not begun by the assistant; `where` opens every error."""
-    try:
-        pairs: list[dict[str, str]] = [{"role": m["role"], "content": m["content"]} for m in messages]  # type: ignore[attr-defined]
-    except (KeyError, TypeError):
-        raise DataError(f'{where}: not a JSON object with "messages" of "role" and "content"') from None
-    if not all(_is_text(m["content"]) and m["role"] in ("system", "user", "assistant") for m in pairs):
-        raise DataError(f"{where}: a message has an unknown role or a content that is not text")
-    if pairs and pairs[0]["role"] == "assistant":
-        raise DataError(f"{where}: the assistant speaks first, which no prompt asks it to")
-    return pairs
-
-
-def _is_text(value: object) -> bool:
-    """JSON can spell half a surrogate pair, which is no character."""
-    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
-
-
-def encode_conversation(tokenizer: Tokenizer, messages: Messages) -> Fragment:
-    """Loss on the assistant's words and the EOS after them only; the EOS counts although pad has the same id."""
-    ids = tokenizer.render(messages, add_generation_prompt=False)
-    weights = np.zeros(len(ids), dtype=np.float32)
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = len(tokenizer.render(messages[:turn], add_generation_prompt=True))
-            after = len(tokenizer.render(messages[: turn + 1], add_generation_prompt=False))
-            weights[before - 1 : after - 1] = 1.0  # the token before predicts the first of the answer
-    tokens = np.asarray(ids, dtype=np.int64)
-    return tokens, np.append(tokens[1:], 0), weights
-
-
-def encode_completion(tokenizer: Tokenizer, text: Completion) -> Fragment:
-    """Loss on the completion and the EOS. Both are encoded alone, so that what precedes is what a prompt would be."""
-    before = [tokenizer.bos_id, *tokenizer.encode(text.prompt)]
-    tokens = np.asarray([*before, *tokenizer.encode(text.completion), tokenizer.eos_id], dtype=np.int64)
-    weights = np.zeros(len(tokens), dtype=np.float32)
-    weights[len(before) - 1 : -1] = 1.0
-    return tokens, np.append(tokens[1:], 0), weights
-
-
-def encode_lesson(tokenizer: Tokenizer, lesson: Lesson) -> Fragment:
-    if isinstance(lesson, Completion):
-        return encode_completion(tokenizer, lesson)
-    return encode_conversation(tokenizer, lesson)
-
-
-class Conversations:
-    """Whole conversations, never split, packed into passes of about `tokens` tokens; each epoch in another order."""
-
-    def __init__(self, path: Path, tokenizer: Tokenizer, max_length: int, tokens: int, seed: int = 0) -> None:
-        encoded = [encode_lesson(tokenizer, lesson) for lesson in read_conversations(path)]
-        self.fragments = [fragment for fragment in encoded if len(fragment[0]) <= max_length]
-        self.dropped = len(encoded) - len(self.fragments)
-        if not self.fragments:
-            raise DataError(f"{path}: every conversation is longer than {max_length} tokens")
-        self.tokens, self.seed = tokens, seed
-        self.lengths = np.array([len(fragment[0]) for fragment in self.fragments])
-        self.batches_per_epoch = max(1, int(self.lengths.sum()) // tokens)
-
-    def batch(self, index: int) -> Batch:
-        epoch, place = divmod(index, self.batches_per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.fragments))
-        owner = np.minimum((np.cumsum(self.lengths[order]) - 1) // self.tokens, self.batches_per_epoch - 1)
-        return make_batch([[self.fragments[i]] for i in order[owner == place]])
-
-    def all(self) -> list[Batch]:
-        """One epoch, for evaluation."""
-        return [self.batch(index) for index in range(self.batches_per_epoch)]
-
-
-def describe(source: PackedCorpus | Conversations) -> str:
-    """One line for the log."""
-    if isinstance(source, PackedCorpus):
-        return f"{len(source.tokens):,} tokens in {len(source.starts) - 1:,} documents"
-    return f"{int(source.lengths.sum()):,} tokens in {len(source.fragments):,} conversations"

@@ -16,26 +16,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from leadline.checkpoint.save import save_model
-from leadline.checkpoint.weights import load_weights
+from leadline.checkpoint.weights import read_network
 from leadline.errors import ConfigError
 from leadline.model.batch import ForwardBatch
-from leadline.model.config import ModelConfig
 from leadline.model.transformer import DeepseekV2
 from leadline.tokenizer import Tokenizer
 from leadline.train.data import Batch, check_tokenizer, held_out
-from leadline.train.logprobs import token_logprobs
 from leadline.train.loop import cast, prepare
 from leadline.train.loss import cross_entropy
 from leadline.train.metrics import warn
 from leadline.train.objective import Level, Terms, advantages, terms
+from leadline.train.packs import Pack, Sample, logprobs, make_pack, packs, uneven
 from leadline.train.questions import Questions
 from leadline.train.rewards import Rewards, RewardsConfig
 from leadline.train.rollout import Answer, RolloutConfig, Rollouts
@@ -118,38 +116,7 @@ def make_trainer(config: GrpoConfig) -> GrpoTrainer:
 
 
 def language_model(folder: Path) -> DeepseekV2:
-    with torch.device("meta"):
-        model = DeepseekV2(ModelConfig.from_folder(folder))
-    return load_weights(model, folder, dtype=torch.float32).requires_grad_(True)
-
-
-@dataclasses.dataclass
-class Sample:
-    """An answer, its advantage, and what its tokens are worth to the reference once that was asked."""
-
-    answer: Answer
-    advantage: float
-    reference_R: Tensor | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Pack:
-    """Answers laid end to end, each after its prompt.
-
-    tokens_T     all but each one's last token
-    rows_R       the tokens whose next one is part of an answer; targets_R those next ones
-    outputs_R    which answer each belongs to
-    old_R        log-probabilities as sampled
-    """
-
-    tokens_T: Tensor
-    batch: ForwardBatch
-    rows_R: Tensor
-    targets_R: Tensor
-    outputs_R: Tensor
-    old_R: Tensor
-    advantages_O: Tensor
-    lengths: tuple[int, ...]  # tokens of each answer
+    return read_network(DeepseekV2, folder, dtype=torch.float32).requires_grad_(True)
 
 
 class GrpoTrainer(Run):
@@ -310,59 +277,3 @@ def bits_per_byte(model: DeepseekV2, batches: Sequence[Batch], size: int) -> flo
         loss = cross_entropy(hidden_TD, model.lm_head.weight, batch.targets_T.to(model.device), weights_T)
         nats += float(loss) * float(weights_T.sum())
     return nats / math.log(2) / size
-
-
-# ---- passes --------------------------------------------------------------------------------------------------------
-
-
-def uneven(samples: Sequence[Sample], group: int) -> list[Sample]:
-    """The groups in which some answers are worth more than others; all, where there is no such group."""
-    groups = [samples[start : start + group] for start in range(0, len(samples), group)]
-    kept = [each for each in groups if any(sample.advantage for sample in each)]
-    return [sample for each in kept or groups for sample in each]
-
-
-# ---- passes --------------------------------------------------------------------------------------------------------
-
-
-def packs(samples: Sequence[Sample], tokens: int) -> Iterator[list[Sample]]:
-    """In order, each of at most `tokens` tokens unless one answer alone has more."""
-    group: list[Sample] = []
-    for sample in samples:
-        if group and sum(each.answer.tokens for each in group) + sample.answer.tokens > tokens:
-            yield group
-            group = []
-        group.append(sample)
-    yield group
-
-
-def make_pack(samples: Sequence[Sample], device: str) -> Pack:
-    answers = [sample.answer for sample in samples]
-    rows: list[int] = []
-    start = 0
-    for answer in answers:
-        rows += range(start + len(answer.prompt_ids) - 1, start + answer.tokens)
-        start += answer.tokens
-    counts = [len(answer.ids) for answer in answers]
-
-    def tensor(values: list[Any], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
-    known = [answer.experts for answer in answers if answer.experts is not None]
-    experts = torch.cat(known).to(device) if known else None
-    return Pack(
-        tokens_T=tensor([token for a in answers for token in (*a.prompt_ids, *a.ids[:-1])], torch.int64),
-        batch=ForwardBatch.packed([answer.tokens for answer in answers], device=device, experts=experts),
-        rows_R=tensor(rows, torch.int64),
-        targets_R=tensor([token for answer in answers for token in answer.ids], torch.int64),
-        outputs_R=torch.arange(len(answers), device=device).repeat_interleave(tensor(counts, torch.int64)),
-        old_R=tensor([value for answer in answers for value in answer.logprobs], torch.float64),
-        advantages_O=tensor([sample.advantage for sample in samples], torch.float64),
-        lengths=tuple(counts),
-    )
-
-
-def logprobs(model: DeepseekV2, pack: Pack) -> tuple[Tensor, Tensor]:
-    """(R,) log-probability and entropy at each token of the answers."""
-    hidden_TD, _ = model.hidden(pack.tokens_T, pack.batch)
-    return token_logprobs(hidden_TD[pack.rows_R], model.lm_head.weight, pack.targets_R)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
-from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from leadline.errors import DataError, ResourceError
+from leadline.errors import ResourceError
 from leadline.model.config import ModelConfig
 from leadline.train.config import TrainConfig
 from leadline.train.flops import measured_peak, step_flops
+from leadline.train.records import Records
 from leadline.train.tensorboard import EventWriter
 from leadline.train.totals import StepTotals
 
@@ -49,8 +48,7 @@ class Metrics:
         )
         self.progress = Progress(*columns, console=self.console, disable=silent or not self.console.is_terminal)
         self.task = self.progress.add_task("training", total=self.steps, status="")
-        self.path = config.out / "metrics.jsonl"
-        self.file: IO[bytes] | None = None
+        self.records = Records(config.out / "metrics.jsonl")
         self.events: EventWriter | None = None
         self.pace = 0.0  # tokens a second, smoothed
         self.peak = 0.0  # FLOP a second of all processes together
@@ -58,8 +56,7 @@ class Metrics:
 
     def __enter__(self) -> Metrics:
         if not self.silent:
-            self.config.out.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("ab", buffering=0)  # a record that was told is there after any kill
+            self.records.open()
         self.progress.start()
         return self
 
@@ -67,14 +64,14 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        for file in (self.file, self.events):
-            if file is not None:
-                file.close()
+        self.records.close()
+        if self.events is not None:
+            self.events.close()
 
     def rewind(self, step: int) -> None:
         """Keep the records up to `step`: what a killed run told of later steps, its last line torn, is done again."""
         if not self.silent:
-            rewind(self.path, step)
+            self.records.rewind(step)
 
     def started(self, step: int, processes: int) -> None:
         """What the numbers after it were made with."""
@@ -141,37 +138,10 @@ class Metrics:
     def _write(self, record: dict[str, Any]) -> None:
         if self.silent:
             return
-        assert self.file is not None
-        try:
-            self.file.write(json.dumps(record).encode() + b"\n")
-            if self.events is not None:
+        self.records.write(record)
+        if self.events is not None:
+            try:
                 self.events.write(record)
-        except OSError as error:
-            raise ResourceError(f"{self.path} cannot be written: {error.strerror}; the checkpoints are whole") from None
-
-
-def rewind(path: Path, step: int) -> None:
-    """Drop the records of later steps than `step` from a metrics file, and a line that a kill tore."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_bytes().split(b"\n") if 0 <= _step_of(line) <= step]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(b"".join(line + b"\n" for line in kept))
-    partial.replace(path)
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a metrics file; a line that a kill tore is left out."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    return [json.loads(line) for line in lines if _step_of(line) >= 0]
-
-
-def _step_of(line: bytes) -> int:
-    """The step a record is about, -1 for what is no record."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return -1
+            except OSError as error:
+                where = self.config.out / "tensorboard"
+                raise ResourceError(f"{where} cannot be written: {error.strerror}; the checkpoints are whole") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline.errors import DataError
-from leadline.train.metrics import read_records
+from leadline.train.records import read_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

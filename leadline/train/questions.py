@@ -9,20 +9,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from leadline.errors import DataError
 from leadline.eval.following import CHECKS
 from leadline.tokenizer import Tokenizer
-from leadline.train.data import check_messages
-from leadline.train.run import read_lines
+from leadline.train.conversations import check_messages
+from leadline.train.lines import Epochs, read_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +42,16 @@ class Questions:
             raise DataError(f"{path}: every prompt is longer than {longest} tokens")
         self.longest = max(size for size in sizes if size <= longest)
         self.seed = seed
-        self._order = functools.lru_cache(maxsize=2)(self._shuffle)
+        self.epochs = Epochs(self.kept, seed)
 
     def step(self, step: int, count: int) -> list[Question]:
         """The questions of step 0, 1, ...; every epoch in an order of its own."""
-        places = (divmod(place, len(self.kept)) for place in range(step * count, (step + 1) * count))
-        return [self.kept[self._order(epoch)[place]] for epoch, place in places]
+        return self.epochs.step(step, count)
 
     def seeds(self, step: int, count: int) -> list[int]:
         """One a question of a step, for its answers: a hash, so that no two steps draw alike."""
         names = (f"{self.seed} {step} {place}".encode() for place in range(count))
         return [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in names]
-
-    def _shuffle(self, epoch: int) -> list[int]:
-        order: list[int] = np.random.default_rng((self.seed, epoch)).permutation(len(self.kept)).tolist()
-        return order
 
 
 def parse(line: bytes, where: str) -> Question:

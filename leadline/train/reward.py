@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from leadline.checkpoint.save import save_model
-from leadline.checkpoint.weights import load_weights
+from leadline.checkpoint.weights import read_network
 from leadline.errors import CheckpointError, ConfigError
 from leadline.model.batch import ForwardBatch
 from leadline.model.config import ModelConfig
@@ -66,22 +66,16 @@ def reward(config: RewardConfig) -> bool:
 
 def starting_model(folder: Path) -> RewardModel:
     """The network of a language model, the value head at zero; or a reward model, to go on from. In float32."""
-    shape = ModelConfig.from_folder(folder)
-    with torch.device("meta"):
-        model = RewardModel(shape) if shape.num_labels else DeepseekV2(shape)
-    if isinstance(model, RewardModel):
-        return load_weights(model, folder, dtype=torch.float32).requires_grad_(True)
-    return RewardModel.of(load_weights(model, folder, dtype=torch.float32).requires_grad_(True))
+    if ModelConfig.from_folder(folder).num_labels:
+        return read_network(RewardModel, folder, dtype=torch.float32).requires_grad_(True)
+    return RewardModel.of(read_network(DeepseekV2, folder, dtype=torch.float32).requires_grad_(True))
 
 
 def load_reward_model(folder: Path, device: str = "cpu") -> RewardModel:
     """A trained one, to be asked and not trained."""
-    shape = ModelConfig.from_folder(folder)
-    if not shape.num_labels:
+    if not ModelConfig.from_folder(folder).num_labels:
         raise CheckpointError(f"{folder} is a language model, not a reward model")
-    with torch.device("meta"):
-        model = RewardModel(shape)
-    return load_weights(model, folder, device=device).requires_grad_(False).eval()
+    return read_network(RewardModel, folder, device=device).requires_grad_(False).eval()
 
 
 class RewardTrainer(Run):

@@ -137,15 +137,3 @@ def export_newest(config: RunConfig, model: DeepseekV2 | RewardModel, folder: Pa
     MasterAdamW(model, config.optimizer).load(tensors)
     save_model(model, folder, dtype=getattr(torch, config.dtype), tokenizer_from=config.init)
     return state.step
-
-
-def read_lines(path: Path) -> list[tuple[str, bytes]]:
-    """("file:line", line) of every line that is not blank; lines end at "\\n" only. None is a `DataError`."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    kept = [(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not kept:
-        raise DataError(f"{path} is empty")
-    return kept

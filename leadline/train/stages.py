@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from leadline.checkpoint.save import save_model
-from leadline.checkpoint.weights import load_weights
+from leadline.checkpoint.weights import read_network
 from leadline.errors import CheckpointError, ConfigError, DataError
 from leadline.model.config import ModelConfig
 from leadline.model.transformer import DeepseekV2
@@ -17,7 +17,8 @@ from leadline.parallel.world import World, processes
 from leadline.tokenizer import Tokenizer
 from leadline.train import checkpoints
 from leadline.train.config import TrainConfig
-from leadline.train.data import Conversations, PackedCorpus, check_tokenizer, describe, held_out
+from leadline.train.conversations import Conversations
+from leadline.train.data import PackedCorpus, check_tokenizer, held_out
 from leadline.train.loop import HeldOut, Trainer, cast, prepare
 from leadline.train.metrics import warn
 from leadline.train.optim import MasterAdamW
@@ -92,7 +93,7 @@ def _run(
 ) -> bool:
     trainer = Trainer(config, model, data, held, world)
     if world.is_first:
-        print(f"{describe(data)}; {config.steps:,} steps of {config.batch_tokens:,} tokens", file=sys.stderr)
+        print(f"{data.describe()}; {config.steps:,} steps of {config.batch_tokens:,} tokens", file=sys.stderr)
     complete = trainer.run()
     if complete and world.is_first:
         if world.size == 1:
@@ -129,9 +130,7 @@ def starting_model(config: TrainConfig) -> DeepseekV2:
         shape = config.yarn.extended(shape)
     _check_shape(config, shape, tokenizer.vocab_size)
     if config.init is not None:
-        with torch.device("meta"):
-            model = DeepseekV2(shape)
-        return load_weights(model, config.init, dtype=torch.float32).requires_grad_(True)
+        return read_network(DeepseekV2, config.init, shape=shape, dtype=torch.float32).requires_grad_(True)
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "dtype": config.dtype}
     model = DeepseekV2(dataclasses.replace(shape, **special))  # type: ignore[arg-type]
     model.initialise(torch.Generator().manual_seed(config.seed))

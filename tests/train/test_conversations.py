@@ -11,10 +11,9 @@ import pytest
 
 from leadline.errors import DataError
 from leadline.tokenizer import Tokenizer
-from leadline.train.data import (
+from leadline.train.conversations import (
     Completion,
     Conversations,
-    describe,
     encode_completion,
     encode_conversation,
     read_conversations,
@@ -135,7 +134,7 @@ def test_too_long_a_conversation_is_left_out_and_counted(reader: Tokenizer, tmp_
     long = [("user", "Tell me all."), ("assistant", "fathoms " * 300)]
     data = Conversations(write_chats(tmp_path / "c.jsonl", [*chats(4), long]), reader, 64, 64)
     assert (len(data.fragments), data.dropped) == (4, 1)
-    assert describe(data).endswith("tokens in 4 conversations")
+    assert data.describe().endswith("tokens in 4 conversations")
 
 
 def test_only_too_long_conversations_are_an_error(reader: Tokenizer, tmp_path: Path) -> None:
@@ -229,7 +228,7 @@ def test_texts_and_conversations_stand_in_one_file(tmp_path: Path, reader: Token
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_a_file_without_conversations_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "chats.jsonl").write_text(text)
-    with pytest.raises(DataError, match=r"chats.jsonl holds no conversation"):
+    with pytest.raises(DataError, match=r"chats.jsonl is empty"):
         read_conversations(tmp_path / "chats.jsonl")
 
 

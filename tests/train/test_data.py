@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leadline.errors import ConfigError, DataError
-from leadline.train.data import Batch, PackedCorpus, check_tokenizer, describe, held_out
+from leadline.train.data import Batch, PackedCorpus, check_tokenizer, held_out
 from tests.train.runs import write_corpus
 
 Documents = list[list[int]]
@@ -224,4 +224,4 @@ def test_a_corpus_of_another_tokenizer_is_refused(folder: Path, tokenizer: Path,
 
 
 def test_a_corpus_is_described(folder: Path) -> None:
-    assert describe(PackedCorpus(folder, "train", 8, rows=1)) == "64 tokens in 6 documents"
+    assert PackedCorpus(folder, "train", 8, rows=1).describe() == "64 tokens in 6 documents"

@@ -22,21 +22,12 @@ from leadline.ops.cpu import native
 from leadline.tokenizer import Tokenizer
 from leadline.train import checkpoints, rollout
 from leadline.train.config import OptimizerConfig
-from leadline.train.grpo import (
-    GrpoConfig,
-    GrpoTrainer,
-    Sample,
-    language_model,
-    logprobs,
-    make_pack,
-    make_trainer,
-    packs,
-    uneven,
-)
+from leadline.train.grpo import GrpoConfig, GrpoTrainer, language_model, make_trainer
 from leadline.train.loop import LOOK_ONLY, recipe_hash
-from leadline.train.metrics import read_records
 from leadline.train.objective import Level
+from leadline.train.packs import Sample, logprobs, make_pack, packs, uneven
 from leadline.train.questions import Questions
+from leadline.train.records import read_records
 from leadline.train.rewards import Pair, RewardsConfig
 from leadline.train.rollout import RolloutConfig, Rollouts
 from tests.fixtures import TINY_LITE, TINY_V2

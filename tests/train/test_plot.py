@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from leadline.cli import run
-from leadline.train.metrics import read_records
+from leadline.train.records import read_records
 from tests.train.runs import TINY, recipe, trainer
 
 PNG = b"\x89PNG\r\n\x1a\n"

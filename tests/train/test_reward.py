@@ -19,8 +19,8 @@ from leadline.model.transformer import DeepseekV2
 from leadline.tokenizer import Tokenizer
 from leadline.train import checkpoints
 from leadline.train.comparisons import Comparisons, batches
-from leadline.train.metrics import read_records
 from leadline.train.plot import plot_run
+from leadline.train.records import read_records
 from leadline.train.reward import RewardConfig, RewardTrainer, load_reward_model, reward, starting_model
 from tests.train.alignment import reward_recipe, user, write_lines
 from tests.train.runs import TINY, same

@@ -14,7 +14,7 @@ from leadline.errors import CheckpointError, ConfigError, DataError
 from leadline.model.batch import ForwardBatch
 from leadline.tokenizer import Tokenizer, train_bpe
 from leadline.train.config import TrainConfig
-from leadline.train.data import Conversations
+from leadline.train.conversations import Conversations
 from leadline.train.stages import export_newest, pretrain, sft, starting_model
 from tests.fixtures import TINY_V2
 from tests.fixtures_tokenizer import make_tiny_tokenizer
