@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from leadline.cli.options import MODEL, ModelOptions, default_params
+from leadline.cli.options import LARGER, MODEL, ModelOptions, default_params
 from leadline.client.backends import ChatBackend, ChatOptions
 from leadline.engine.types import SamplingParams
 from leadline.errors import ConfigError
@@ -37,9 +37,10 @@ def chat(
     """
     options = ChatOptions(temperature, top_p, max_tokens, seed)
     SamplingParams(**options.given())  # a value out of range is said before anything is loaded
+    embedded = url is None and model.model is None
     backend = _server(url, api_key, model) if url else _engine(model)
     try:
-        _converse(backend, system, options)
+        _converse(backend, system, options, f"It is very small: for a large one {LARGER}" if embedded else "")
     finally:
         backend.close()
 
@@ -61,7 +62,7 @@ def _engine(model: ModelOptions) -> ChatBackend:
     return EngineBackend(AsyncEngine(loaded.engine), loaded.tokenizer, default_params(loaded))
 
 
-def _converse(backend: ChatBackend, system: str | None, options: ChatOptions) -> None:
+def _converse(backend: ChatBackend, system: str | None, options: ChatOptions, remark: str) -> None:
     from leadline.client.terminal import (
         MarkdownScreen,
         PipeReader,
@@ -78,4 +79,6 @@ def _converse(backend: ChatBackend, system: str | None, options: ChatOptions) ->
     reader: Reader = PromptReader(history_file()) if typed and sys.stdout.isatty() else PipeReader(sys.stdin.buffer)
     if typed:
         screen.note(f"{backend.name}. /help lists the commands. Not affiliated with DeepSeek.")
+        if remark:
+            screen.note(remark)
     TerminalChat(backend, reader, screen, system=system, options=options, strict=not typed).run()

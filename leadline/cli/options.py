@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from leadline.engine.load import LoadedEngine
 
 
+LARGER = "--model deepseek-ai/DeepSeek-V2-Lite-Chat --quantize int4 (leadline plan v2-lite says what it takes)"
+
+
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:

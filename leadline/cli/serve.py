@@ -21,6 +21,7 @@ from cyclopts.config import Dict, Env
 
 from leadline.cli.options import (
     ACCOUNTS,
+    LARGER,
     MODEL,
     REMOTE,
     STORE,
@@ -111,7 +112,8 @@ def serve(
     bound = check_public_host(host, private=private) if accounts.accounts else check_bind_host(host)
     with bind(bound, port) as sock:
         address = url(sock, "https" if tls else "http")
-        platform = _platform(accounts, store, embedded=model.model is None) if accounts.accounts else None
+        embedded = model.model is None and remote.engine_url is None
+        platform = _platform(accounts, store, embedded=embedded) if accounts.accounts else None
         if remote.engine_url is not None:
             works = _remote(model, remote, served_model_name)
         else:
@@ -119,6 +121,7 @@ def serve(
         settings = ServerSettings(
             defaults=works.defaults,
             owned_by=owned_by,
+            embedded=embedded,
             allowed_hosts=_hosts(address, accounts, local=is_loopback(host)),
             metrics_address=watch.metrics_address,
         )
@@ -126,7 +129,7 @@ def serve(
         alone = is_loopback(host) and not accounts.trusted_proxy  # nobody else reads what is printed or comes in
         steps = _first_steps(platform) if platform and alone else None
         link = f"{address}/signin#{steps.link}" if steps else None
-        greeting = _greeting(works.engine.info, address, steps.key if steps else None, link)
+        greeting = _greeting(works.engine.info, address, steps.key if steps else None, link, embedded=embedded)
         open_link = link if accounts.browser else None
         serve_app(served, sock, ready=lambda: _greet(greeting, open_link), grace=grace, tls=tls)
 
@@ -221,7 +224,7 @@ def _first_steps(platform: Platform) -> FirstSteps:
     return asyncio.run(work())
 
 
-def _greeting(info: EngineInfo, url: str, key: str | None, link: str | None) -> str:
+def _greeting(info: EngineInfo, url: str, key: str | None, link: str | None, *, embedded: bool) -> str:
     from leadline.server.legal import known_licence
 
     body = json.dumps({"model": info.model, "messages": [{"role": "user", "content": "Hello, who are you?"}]})
@@ -232,6 +235,7 @@ def _greeting(info: EngineInfo, url: str, key: str | None, link: str | None) -> 
         f"  curl {url}/v1/chat/completions{proof} -H 'content-type: application/json' -d '{body}'",
         f"  Sign in, once and within the hour: {link}" if link else "",
         f"  The model's licence: {licence['name']}, {licence['url']}" if licence else "",
+        f"  It is very small: for a large one {LARGER}" if embedded else "",
         "Ctrl-C stops it. Not affiliated with DeepSeek.",
     ]
     return "\n".join(line for line in lines if line)

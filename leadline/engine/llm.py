@@ -4,6 +4,8 @@
     llm = LLM()                                       # the embedded model; or LLM("DIR or hub id")
     for output in llm.generate(["The depth of the"], SamplingParams(max_tokens=20)):
         print(output.text)
+    for piece in llm.stream([{"role": "user", "content": "What is the sea?"}]):
+        print(piece, end="")
 
 Prompts may be text or ids; either way they begin with exactly one BOS. Whatever the number of prompts, the engine gets
 as many at a time as it can run, and answers come back in the order of the prompts.
@@ -21,7 +23,7 @@ from typing import Any, Self, cast
 
 from leadline.engine.engine import Engine
 from leadline.engine.types import CompletionOutput, EngineOutput, EngineRequest, RequestOutput, SamplingParams, Usage
-from leadline.errors import InvalidRequest
+from leadline.errors import Conflict, EngineError, InvalidRequest
 from leadline.tokenizer import Message, Tokenizer
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[int]
@@ -86,6 +88,44 @@ class LLM:
             return outputs
         return [_without_leading_space(output) for output in outputs]
 
+    def stream(
+        self,
+        prompt: str | Sequence[int] | Conversation,
+        params: SamplingParams | None = None,
+        *,
+        cache_salt: bytes = b"",
+    ) -> Iterator[str]:
+        """The text of one answer as it comes: what completes a prompt, or answers a conversation. Who stops reading
+        stops the engine; until then this LLM does nothing else."""
+        conversation = bool(prompt) and isinstance(prompt[0], Mapping | Message)
+        if conversation:
+            ids = self.tokenizer.render(cast("Conversation", prompt), add_generation_prompt=True)
+        else:
+            ids = self._prompt_ids(_as_list(cast("Prompts", prompt))[0])
+        chosen = self._params(params, 1)[0]
+        if chosen.n != 1:
+            raise InvalidRequest("a stream is one answer: n must be 1", param="n")
+        [request] = self._requests([ids], [chosen], cache_salt)
+        self.engine.check(request)
+        return self._pieces(request, opens_with_space=conversation and self.tokenizer.answer_opens_with_space)
+
+    def _pieces(self, request: EngineRequest, *, opens_with_space: bool) -> Iterator[str]:
+        self._check_idle()
+        try:
+            for output in self._outputs([request]):
+                if output.finish_reason == "error":
+                    raise EngineError(output.error or "the engine failed")
+                text = output.text.removeprefix(" ") if opens_with_space else output.text
+                opens_with_space = opens_with_space and not output.text
+                if text:
+                    yield text
+        finally:
+            self.engine.cancel_all()
+
+    def _check_idle(self) -> None:
+        if self.engine.has_work:
+            raise Conflict("this LLM is in the middle of a stream: read it to its end or close it first")
+
     # ---- the loop ----------------------------------------------------------------------------------------------
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
@@ -106,6 +146,7 @@ class LLM:
         requests = self._requests(prompts, self._params(params, len(prompts)), cache_salt)
         for request in requests:
             self.engine.check(request)  # all of them before any work
+        self._check_idle()
         answers = {request.request_id: _Answers(request) for request in requests}
         with _bar(len(requests), progress) as bar:
             try:
@@ -119,6 +160,8 @@ class LLM:
     def _params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
             return [params or self.default_params] * count
+        if not isinstance(params, Sequence) or not all(isinstance(each, SamplingParams) for each in params):
+            raise InvalidRequest("params must be SamplingParams, or a list of one for each prompt", param="params")
         if len(params) != count:
             raise InvalidRequest(f"{count} prompts, but {len(params)} sampling parameters", param="params")
         return params
@@ -221,12 +264,16 @@ def _bar(total: int, progress: bool) -> AbstractContextManager[_Bar]:
 
 def _as_list(prompts: Prompts) -> Sequence[str | Sequence[int]]:
     """One prompt, as text or as ids, is a list of one."""
+    if not isinstance(prompts, Sequence):
+        raise InvalidRequest(f"prompts must be a text, ids, or a list of them, not {prompts!r}", param="prompts")
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [cast("str | Sequence[int]", prompts)]
     return cast("Sequence[str | Sequence[int]]", prompts)
 
 
 def _conversations(messages: Conversation | Sequence[Conversation]) -> Sequence[Conversation]:
+    if isinstance(messages, str | Mapping):
+        raise InvalidRequest('messages must be a list of {"role": ..., "content": ...}', param="messages")
     if messages and isinstance(messages[0], Mapping | Message):
         return [cast("Conversation", messages)]
     return cast("Sequence[Conversation]", messages)

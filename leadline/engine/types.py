@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from leadline.errors import InvalidRequest
 
@@ -67,6 +68,9 @@ class SamplingParams:
     return_routed_experts: bool = False
 
     def __post_init__(self) -> None:
+        # one text is one stop string, not as many as it has letters
+        stop: Any = self.stop
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         self._check("temperature", 0.0, 2.0)
         self._check("top_p", 0.0, 1.0, open_below=True)
         self._check("top_k", 0, math.inf)
@@ -95,9 +99,13 @@ class SamplingParams:
             raise InvalidRequest("min_tokens is greater than max_tokens", param="min_tokens")
 
     def _check(self, name: str, low: float, high: float, *, open_below: bool = False) -> None:
-        value = getattr(self, name)
+        """Whole numbers where `low` is one."""
+        value: Any = getattr(self, name)
         if value is None:
             return
+        kind = "a whole number" if isinstance(low, int) else "a number"
+        if not _is_number(value, whole=isinstance(low, int)):
+            raise InvalidRequest(f"{name} must be {kind}, got {value!r}", param=name)
         inside = (low < value if open_below else low <= value) and value <= high
         if not inside:  # NaN compares false and lands here too
             bracket = "(" if open_below else "["
@@ -106,6 +114,10 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+
+def _is_number(value: object, *, whole: bool) -> bool:
+    return isinstance(value, numbers.Integral if whole else numbers.Real)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -80,6 +81,7 @@ def _add_index(app: FastAPI, service: CompletionService, platform: Platform | No
     pages = None if platform is None else Pages()
     if pages is not None:
         pages.add_to(app)
+        _add_nowhere(app, pages)
 
     @app.head("/", include_in_schema=False)
     @app.get("/")
@@ -95,6 +97,18 @@ def _add_index(app: FastAPI, service: CompletionService, platform: Platform | No
                 "links": {"api": "/v1", "models": "/v1/models", "health": "/health", "metrics": "/metrics"},
             }
         )
+
+
+def _add_nowhere(app: FastAPI, pages: Pages) -> None:
+    """A person who mistypes an address gets a page, a program the error."""
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404 and request.method in ("GET", "HEAD") and wants_page(request):
+            return pages.nowhere(request)
+        return errors.http_error_response(error)
+
+    app.add_exception_handler(HTTPException, http_error)
 
 
 def _add_probes(app: FastAPI, service: CompletionService, platform: Platform | None) -> None:

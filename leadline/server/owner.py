@@ -7,7 +7,7 @@ import dataclasses
 from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from leadline.server import accounts, keys, wallet
+from leadline.server import accounts, keys, legal, wallet
 from leadline.server.db import api_keys, users
 from leadline.server.money import NANO
 from leadline.server.store import Store
@@ -44,5 +44,8 @@ async def _owner(connection: AsyncConnection, now: int) -> Row[tuple[object, ...
     owner = (await connection.execute(select(users).where(operators).order_by(users.c.id).limit(1))).one_or_none()
     if owner is None:
         owner = await accounts.create_user(connection, OWNER, "", now=now, role="admin", name="owner")
+        # The operator's own terms: others are asked for them, who starts the server on their own machine is not.
+        await legal.ensure_terms(connection, now)
+        await legal.accept(connection, owner.id, await legal.current_version(connection))
         await wallet.grant(connection, owner.id, STARTING_GRANT, ref="first start", now=now)
     return owner

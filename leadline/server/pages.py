@@ -78,10 +78,16 @@ class Pages:
     async def page(self, request: Request) -> Response:
         return self.answer(request, "index.html")
 
-    def answer(self, request: Request, name: str) -> Response:
+    def nowhere(self, request: Request) -> Response:
+        """The page, which says that it does not exist."""
+        answer = self.answer(request, "index.html", fresh=True)
+        answer.status_code = 404
+        return answer
+
+    def answer(self, request: Request, name: str, *, fresh: bool = False) -> Response:
         file = self.files[name]
         headers = {**_HEADERS, "etag": file.etag, "cache-control": file.cache_control}
-        if file.etag in request.headers.get("if-none-match", ""):
+        if not fresh and file.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         content = file.content
         if file.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):

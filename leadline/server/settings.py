@@ -23,6 +23,7 @@ class ServerSettings:
     defaults: SamplingParams = SamplingParams()
     aliases: tuple[str, ...] = ("deepseek-chat", "deepseek-coder")  # accepted in requests; answers carry the real name
     owned_by: str = "leadline"
+    embedded: bool = False  # the model is the small one that ships with leadline: the site says what it is good for
     allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
     max_body_bytes: int = 32 * MIB
     max_choices: int = 128  # prompts times n of one request

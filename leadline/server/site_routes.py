@@ -171,6 +171,7 @@ async def model_card(connection: Any, service: CompletionService) -> dict[str, A
         "max_output_tokens": service.limit,
         "temperature": service.settings.defaults.temperature,
         "owned_by": service.settings.owned_by,
+        "embedded": service.settings.embedded,
         "price": price and {name: format_price(getattr(price, name)) for name in ("hit", "miss", "output")},
         "licence": await legal.licence(connection, info.model),
         "modes": [{"id": mode, "alias": alias} for mode, alias in ALIASES.items()],

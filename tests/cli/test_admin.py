@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from leadline.cli import run
-from leadline.server import ledger, owner, wallet
+from leadline.server import ledger, legal, owner, wallet
 from leadline.server.accounts import find_user
 from leadline.server.keys import find_key, list_keys
 from leadline.server.store import open_store
@@ -117,6 +117,7 @@ def test_the_first_steps_of_an_owner(tmp_path: Path) -> None:
                 user = await find_user(connection, owner.OWNER)
                 assert user is not None
                 assert user.role == "admin"
+                await legal.check_accepted(connection, user.id)  # their own terms
                 assert (await ledger.balance(connection, user.id, store.now())).granted == owner.STARTING_GRANT
                 assert len(await list_keys(connection, user.id)) == 1
                 assert await find_key(connection, store.secrets, first.key, store.now()) is None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from leadline import LLM, SamplingParams
-from leadline.errors import CheckpointError, ContextLengthExceeded, InvalidRequest
+from leadline.errors import CheckpointError, Conflict, ContextLengthExceeded, InvalidRequest
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 
@@ -53,6 +56,55 @@ def test_chat_renders_the_template_and_drops_one_space(llm: LLM) -> None:
     opened = [*conversation, {"role": "assistant", "content": "It is"}]
     (continued,) = llm.chat(opened, params, continue_final=True)
     assert continued.text == "   "
+
+
+@pytest.mark.parametrize("prompt", ["The lead", [{"role": "user", "content": "How deep?"}], (0, 5, 6)])
+def test_a_stream_is_the_whole_answer_in_pieces(llm: LLM, prompt: Any) -> None:
+    whole = llm.chat(prompt, GREEDY) if isinstance(prompt, list) else llm.generate(prompt, GREEDY)
+    pieces = list(llm.stream(prompt, GREEDY))
+    assert "".join(pieces) == whole[0].text
+    assert len(pieces) > 1
+
+
+def test_a_streamed_answer_drops_one_space(llm: LLM) -> None:
+    space = llm.tokenizer.encode(" ")[0]
+    params = SamplingParams(temperature=0.0, max_tokens=3, logit_bias=((space, 100.0),))
+    assert "".join(llm.stream([{"role": "user", "content": "How deep?"}], params)) == "  "
+
+
+def test_a_stream_that_is_read_no_further_stops_the_engine(llm: LLM) -> None:
+    stream = llm.stream("The lead", SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True))
+    next(stream)
+    with pytest.raises(Conflict, match="in the middle of a stream"):
+        llm.generate("another", GREEDY)
+    next(stream)  # it was not disturbed
+    stream.close()  # type: ignore[attr-defined]
+    assert not llm.engine.has_work
+    assert len(llm.generate("another", GREEDY)[0].token_ids) == 6
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda llm: llm.generate(None), "prompts must be a text, ids, or a list of them, not None"),
+        (lambda llm: llm.generate("a", {"max_tokens": 3}), "params must be SamplingParams"),
+        (lambda llm: llm.generate("a", ["x"]), "params must be SamplingParams"),
+        (lambda llm: llm.chat("hello"), "messages must be a list"),
+        (lambda llm: llm.chat({"role": "user", "content": "hello"}), "messages must be a list"),
+        (lambda llm: llm.stream("a", SamplingParams(n=2)), "n must be 1"),
+        (lambda _: SamplingParams(temperature="hot"), "temperature must be a number, got 'hot'"),  # type: ignore[arg-type]
+        (lambda _: SamplingParams(max_tokens=1.5), "max_tokens must be a whole number, got 1.5"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_arguments_are_named(llm: LLM, call: Callable[[Any], object], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(message)):
+        call(llm)
+    assert not llm.engine.has_work
+
+
+def test_one_stop_string_is_one() -> None:
+    assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
 
 
 def test_n_logprobs_and_usage(llm: LLM) -> None:

@@ -136,6 +136,16 @@ def test_the_page_is_sent_again_only_when_it_changed(site: Site) -> None:
     assert site.client().head("/login", headers=BROWSER).headers["etag"] == first.headers["etag"]
 
 
+def test_an_address_that_is_none_is_a_page_for_people_and_an_error_for_programs(site: Site) -> None:
+    seen = site.client().get("/nowhere", headers=BROWSER)
+    assert (seen.status_code, seen.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert seen.headers["content-security-policy"] == POLICY
+    again = site.client().get("/nowhere", headers={**BROWSER, "if-none-match": seen.headers["etag"]})
+    assert again.status_code == 404
+    assert site.client().get("/nowhere").json()["error"]["code"] == "not_found"
+    assert site.client().post("/nowhere", headers=BROWSER).json()["error"]["code"] == "not_found"
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -152,6 +162,8 @@ def test_the_page_is_sent_again_only_when_it_changed(site: Site) -> None:
     ],
 )
 def test_nothing_else_is_served(site: Site, path: str) -> None:
-    answer = site.client().get(path, headers=BROWSER)
+    person = site.client().get(path, headers=BROWSER)
+    assert (person.status_code, person.content) == (404, (STATIC / "index.html").read_bytes())
+    answer = site.client().get(path)
     assert answer.status_code == 404
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}

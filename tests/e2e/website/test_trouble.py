@@ -70,6 +70,13 @@ def test_a_server_that_is_away_is_said_and_tried_again(ada: Visitor) -> None:
     expect(ada.page.get_by_role("heading", name="Quick start")).to_be_visible()
 
 
+def test_what_fills_the_context_is_not_continued(ada: Visitor) -> None:
+    answer = ada.ask("a long answer, please: " + "water " * 1200)
+    expect(answer).to_contain_text("The answer was cut at its limit.")
+    expect(ada.button("Continue in a new chat")).to_be_visible()
+    expect(ada.button("Continue", exact=True)).to_have_count(0)
+
+
 def test_a_full_chat_offers_a_new_one_that_carries_on(ada: Visitor) -> None:
     ada.ask("Hello " * 20)
     ada.composer.fill("water " * 1200)

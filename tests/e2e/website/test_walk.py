@@ -90,7 +90,10 @@ def test_the_walk(served: Started, browser: Browser, tmp_path: Path) -> None:
 def comes_in_by_the_link(owner: Visitor, served: Started) -> None:
     owner.open(f"/signin#{served.token}")
     owner.button("Sign me in").click()
-    owner.button("I accept").click()
+    expect(owner.composer).to_be_visible()
+    expect(owner.page.get_by_text("the very small model that comes with leadline")).to_be_visible()
+    owner.open("/nowhere")
+    owner.page.get_by_role("link", name="To the chats").click()
     expect(owner.composer).to_be_visible()
 
 

@@ -298,6 +298,7 @@ def test_the_session_tells_who_is_here_and_what_is_served(site: Site, person: Pe
     mine = person.get("/session")
     assert mine["user"]["id"] == person.id
     model = mine["models"][0]
+    assert model["embedded"] is False
     assert (model["id"], model["price"]) == ("fake", {"hit": "0.014", "miss": "0.14", "output": "0.28"})
     assert person.get("/models")["data"] == mine["models"]
     assert person.patch("/account", {"name": " Ada "})["name"] == "Ada"

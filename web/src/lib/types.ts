@@ -31,6 +31,8 @@ export interface Model {
   max_output_tokens: number
   temperature: number
   owned_by: string
+  /** The very small one that comes with leadline. */
+  embedded: boolean
   price: Price | null
   licence: Licence | null
   modes: { id: Mode; alias: string }[]
