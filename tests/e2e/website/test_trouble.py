@@ -71,7 +71,7 @@ def test_a_server_that_is_away_is_said_and_tried_again(ada: Visitor) -> None:
 
 
 def test_what_fills_the_context_is_not_continued(ada: Visitor) -> None:
-    answer = ada.ask("a long answer, please: " + "water " * 1200)
+    answer = ada.ask("a long answer, please: " + "water " * 500)
     expect(answer).to_contain_text("The answer was cut at its limit.")
     expect(ada.button("Continue in a new chat")).to_be_visible()
     expect(ada.button("Continue", exact=True)).to_have_count(0)
