@@ -48,3 +48,10 @@ def test_every_equation_is_accounted_for() -> None:
         for first, last in re.findall(r"(\d+)(?:-(\d+))?", column.partition("eq.")[2]):
             found |= set(range(int(first), int(last or first) + 1))
     assert found == set(range(1, LAST_EQUATION + 1))
+
+
+def test_every_format_of_the_appendix_is_accounted_for() -> None:
+    found: set[int] = set()
+    for first, last in re.findall(r"^\| 3\.2, app\. G, tables? (\d+)(?:-(\d+))? \|", TEXT, re.MULTILINE):
+        found |= set(range(int(first), int(last or first) + 1))
+    assert found == set(range(12, 38))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -125,7 +124,3 @@ def _share(region: Region, config: ModelConfig) -> float:
     if region.name == "embed":
         return 0.0
     return config.num_experts_per_tok / region.count if ".experts_" in region.name else 1.0
-
-
-def weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))

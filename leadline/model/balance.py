@@ -73,10 +73,3 @@ def balance_losses(
     f_comm_SG = reached_SG * (groups / config.topk_group)  # eq. 30
     device = balance.device * (f_SG * p_SG).sum(-1).mean()
     return torch.stack((expert, device, balance.communication * (f_comm_SG * p_SG).sum(-1).mean()))
-
-
-def balance_loss(
-    routing: Routing, ids_T: Tensor, sequences: int, config: ModelConfig, balance: BalanceConfig
-) -> Tensor:
-    """Their sum, a scalar: what is added to the loss."""
-    return balance_losses(routing, ids_T, sequences, config, balance).sum()

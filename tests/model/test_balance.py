@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from leadline.model.balance import BalanceConfig, balance_loss, expert_load, sequence_ids
+from leadline.model.balance import BalanceConfig, balance_losses, expert_load, sequence_ids
 from leadline.model.moe import Routing
 from leadline.ops.experts import route
 from tests.fixtures import TINY_V2
@@ -50,7 +50,7 @@ def test_all_three_losses_are_the_papers_sums(lengths: list[int], seed: int) -> 
     starts = (0, *torch.tensor(lengths).cumsum(0).tolist())
     routing = routing_of(starts[-1], seed)
     for factors in (FACTORS, BalanceConfig(0.001), BalanceConfig(0, 0.05, 0), BalanceConfig(0, 0, 0.02)):
-        loss = balance_loss(routing, sequence_ids(starts), len(lengths), TINY_V2, factors)
+        loss = balance_losses(routing, sequence_ids(starts), len(lengths), TINY_V2, factors).sum()
         assert loss.item() == pytest.approx(by_the_paper(routing, starts, factors), rel=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_the_loss_pushes_against_the_loaded_expert() -> None:
     with torch.no_grad():
         logits[:, 2] = 3.0
     routing = Routing(*route(logits, TOP_K, DEVICES, REACH, False, 16.0))
-    balance_loss(routing, sequence_ids((0, 10)), 1, TINY_V2, FACTORS).backward()
+    balance_losses(routing, sequence_ids((0, 10)), 1, TINY_V2, FACTORS).sum().backward()
     assert logits.grad is not None
     assert (logits.grad[:, 2] > 0).all(), "a step against the gradient lowers the loaded expert's affinity"
     assert (logits.grad[:, 2:3] >= logits.grad).all()
@@ -73,7 +73,7 @@ def test_the_loss_pushes_against_the_loaded_expert() -> None:
 def test_v2_lite_uses_the_expert_loss_alone() -> None:
     routing = routing_of(6, 0)
     expert_only = dataclasses.replace(FACTORS, device=0.0, communication=0.0)
-    loss = balance_loss(routing, sequence_ids((0, 6)), 1, TINY_V2, expert_only)
+    loss = balance_losses(routing, sequence_ids((0, 6)), 1, TINY_V2, expert_only).sum()
     assert loss.item() == pytest.approx(by_the_paper(routing, (0, 6), expert_only), rel=1e-5)
     assert BalanceConfig() == BalanceConfig(expert=0.001, device=0.0, communication=0.0)
 
@@ -84,7 +84,7 @@ def gate_gradient(factors: BalanceConfig, lengths: Sequence[int] = (7, 5)) -> to
     logits = torch.randn(starts[-1], EXPERTS, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     logits.requires_grad_()
     routing = Routing(*route(logits, TOP_K, DEVICES, REACH, False, 16.0))
-    balance_loss(routing, sequence_ids(starts), len(lengths), TINY_V2, factors).backward()
+    balance_losses(routing, sequence_ids(starts), len(lengths), TINY_V2, factors).sum().backward()
     assert logits.grad is not None
     return logits.grad
 
@@ -120,22 +120,22 @@ def test_sequences_are_balanced_each_by_itself() -> None:
     ids = torch.tensor([[0, 1]] * 4 + [[2, 3]] * 4)
     scores = torch.zeros(8, 4).scatter_(1, ids, 0.5)
     routing, config = Routing(ids, scores.gather(1, ids), scores), dataclasses.replace(TINY_V2, n_group=1)
-    one = balance_loss(routing, sequence_ids((0, 8)), 1, config, BalanceConfig(1.0))
-    two = balance_loss(routing, sequence_ids((0, 4, 8)), 2, config, BalanceConfig(1.0))
+    one = balance_losses(routing, sequence_ids((0, 8)), 1, config, BalanceConfig(1.0)).sum()
+    two = balance_losses(routing, sequence_ids((0, 4, 8)), 2, config, BalanceConfig(1.0)).sum()
     assert (one.item(), two.item()) == pytest.approx((1.0, 2.0))
 
 
 def test_a_pass_cut_into_passes_of_whole_sequences_has_the_same_loss() -> None:
     routing, starts = routing_of(15, 1), (0, 4, 9, 15)
-    whole = balance_loss(routing, sequence_ids(starts), 3, TINY_V2, FACTORS)
+    whole = balance_losses(routing, sequence_ids(starts), 3, TINY_V2, FACTORS).sum()
     parts = [
-        balance_loss(
+        balance_losses(
             Routing(routing.expert_ids_TK[a:b], routing.weights_TK[a:b], routing.scores_TE[a:b]),
             sequence_ids((0, b - a)),
             1,
             TINY_V2,
             FACTORS,
-        )
+        ).sum()
         for a, b in itertools.pairwise(starts)
     ]
     assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-6)
