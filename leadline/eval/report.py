@@ -1,8 +1,8 @@
 """Report: score, 95% confidence interval and what the paper published, as a table, JSON and PNG.
 
-A mean of rights and wrongs has Wilson's interval, any other mean the normal one, a mean over groups the one of its
-strata, and bits per byte (a ratio of sums) that of a ratio. The published numbers are those of the paper's tables 2-9
-and of the model's card, in `published.csv` beside this file.
+A mean of rights and wrongs has Wilson's interval, any other mean the normal one, a mean over groups one made of theirs,
+and bits per byte (a ratio of sums) that of a ratio. The published numbers are those of the paper's tables 2-9 and of
+the model's card, in `published.csv` beside this file.
 """
 
 from __future__ import annotations
@@ -122,14 +122,22 @@ def interval(task: Task, results: Sequence[Result]) -> tuple[float, float, float
     """(score, low, high)."""
     if isinstance(task.method, BitsPerByte):
         return _ratio_interval(task, results)
+    top = BEST_MARK if isinstance(task.method, Judge) else 1.0
     if task.average == "groups":
-        return _stratified(list(grouped(results).values()))
-    scores = [result.score for result in results]
+        return _stratified([mean_interval(_scores(group), top) for group in grouped(results).values()])
+    return mean_interval(_scores(results), top)
+
+
+def _scores(results: Sequence[Result]) -> list[float]:
+    return [result.score for result in results]
+
+
+def mean_interval(scores: Sequence[float], top: float = 1.0) -> tuple[float, float, float]:
+    """Wilson's for rights and wrongs, for any other scores from 0 to `top` the normal one."""
     if set(scores) <= {0.0, 1.0}:
         return wilson(sum(scores), len(scores))
     mean = statistics.fmean(scores)
     error = Z95 * math.sqrt(_variance(scores) / len(scores))
-    top = BEST_MARK if isinstance(task.method, Judge) else 1.0
     return mean, max(mean - error, 0.0), min(mean + error, top)
 
 
@@ -141,12 +149,12 @@ def wilson(rights: float, count: int) -> tuple[float, float, float]:
     return share, max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 
 
-def _stratified(groups: Sequence[Sequence[Result]]) -> tuple[float, float, float]:
-    """The mean of the groups' means."""
-    scores = [[result.score for result in group] for group in groups]
-    mean = statistics.fmean(statistics.fmean(each) for each in scores)
-    error = Z95 * math.sqrt(sum(_variance(each) / len(each) for each in scores)) / len(scores)
-    return mean, max(mean - error, 0.0), min(mean + error, 1.0)
+def _stratified(strata: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """The mean of the groups' means. Each side's squares are added (MOVER), so that groups without a single right one
+    still leave room above."""
+    mean = statistics.fmean(score for score, _, _ in strata)
+    below, above = (math.sqrt(sum((each[0] - each[side]) ** 2 for each in strata)) / len(strata) for side in (1, 2))
+    return mean, max(mean - below, 0.0), min(mean + above, 1.0)
 
 
 def _ratio_interval(task: Task, results: Sequence[Result]) -> tuple[float, float, float]:
@@ -179,7 +187,7 @@ def table(summaries: Sequence[Summary], *, width: int | None = None) -> str:
     for each in summaries:
         score = f"{_number(each, each.score)} ({_number(each, each.low)}-{_number(each, each.high)})"
         others = [_shown(each, model) for model in SHOWN]
-        grid.add_row(each.task, each.metric, str(each.shots), str(each.items), score, f"{each.chance:g}", *others)
+        grid.add_row(each.task, each.metric, str(each.shots), str(each.items), score, f"{each.chance:.3g}", *others)
     console = Console(width=max(width or Console().width, NARROWEST), force_terminal=False)
     with console.capture() as capture:
         console.print(grid)

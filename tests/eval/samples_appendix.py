@@ -13,7 +13,7 @@ ROPES = ("sheet", "hawse", "cleat", "shoal")  # of one length, so that no choice
 
 def agieval(folder: Path) -> None:
     rows = []
-    for place in range(0, QUESTIONS, 2):  # A and C: who babbles says (B) now and then
+    for place in range(2, QUESTIONS, 4):  # C is right, which who babbles never says
         question, *options, letter = quiz(place)
         marked = [f"({letter}){option}" for letter, option in zip("ABCD", options, strict=True)]
         rows.append({"passage": None, "question": question, "options": marked, "label": letter, "answer": None})

@@ -27,15 +27,15 @@ def test_agieval_is_worded_as_in_table_12(data_folder: Path) -> None:
     chinese, *_ = items_of("agieval", data_folder)
     assert chinese.prompt == (
         "以下是一道中国高考生物选择题，请选择正确的答案。\n"
-        "问题：Which is greatest, 0? 选项：(A)9 (B)0 (C)0 (D)0\n答案：从A到D, 我们应选择"
+        "问题：Which is greatest, 2? 选项：(A)2 (B)2 (C)11 (D)2\n答案：从A到D, 我们应选择"
     )
     english = next(item for item in items_of("agieval", data_folder) if item.group == "sat-math")
     assert english.prompt == (
-        "Q: Which is greatest, 0? Answer Choices: (A)9 (B)0 (C)0 (D)0\nA: Among A through D, the answer is"
+        "Q: Which is greatest, 2? Answer Choices: (A)2 (B)2 (C)11 (D)2\nA: Among A through D, the answer is"
     )
-    assert mark("agieval", english, " (A).") == mark("agieval", english, "A") == 1.0
+    assert mark("agieval", english, " (C).") == mark("agieval", english, "C") == 1.0
     assert (
-        mark("agieval", english, " B, not A") == mark("agieval", english, "Alas") == mark("agieval", english, "") == 0.0
+        mark("agieval", english, " B, not C") == mark("agieval", english, "Cat") == mark("agieval", english, "") == 0.0
     )
 
 

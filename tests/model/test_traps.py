@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from leadline.errors import CheckpointError
-from leadline.model.balance import BalanceConfig, balance_loss, sequence_ids
+from leadline.model.balance import BalanceConfig, balance_losses, sequence_ids
 from leadline.model.batch import ForwardBatch
 from leadline.model.cache import PagedCache
 from leadline.model.config import V2, V2_5, V2_LITE, ModelConfig, yarn_mscale
@@ -369,7 +369,7 @@ def test_t18_the_balance_loss_reads_the_full_softmax_per_sequence() -> None:
         by_hand.append(
             sum(8 / (3 * length) * (chosen == e).sum().item() * sum(scores[:, e].tolist()) / length for e in range(8))
         )
-    loss = balance_loss(routing, sequence_ids((0, 7, 9)), 2, TINY_V2, BalanceConfig(expert=0.003))
+    loss = balance_losses(routing, sequence_ids((0, 7, 9)), 2, TINY_V2, BalanceConfig(expert=0.003)).sum()
     assert loss.item() == pytest.approx(0.003 * sum(by_hand) / 2, rel=1e-6)
 
 
@@ -379,12 +379,12 @@ def test_t19_the_balance_loss_is_part_of_the_loss_and_scales_with_it() -> None:
     torch.nn.init.normal_(gate.weight, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 6, TINY_V2.hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     config = BalanceConfig(expert=0.003)
-    balance_loss(gate(x.flatten(0, 1)), sequence_ids((0, 6, 12)), 2, TINY_V2, config).backward()
+    balance_losses(gate(x.flatten(0, 1)), sequence_ids((0, 6, 12)), 2, TINY_V2, config).sum().backward()
     whole = take_gradient(gate)
     for part in x:
-        (balance_loss(gate(part), sequence_ids((0, 6)), 1, TINY_V2, config) / 2).backward()
+        (balance_losses(gate(part), sequence_ids((0, 6)), 1, TINY_V2, config).sum() / 2).backward()
     assert relative_error(take_gradient(gate), whole) < 1e-12
-    balance_loss(gate(x[0]), sequence_ids((0, 6)), 1, TINY_V2, BalanceConfig(expert=0.0)).backward()
+    balance_losses(gate(x[0]), sequence_ids((0, 6)), 1, TINY_V2, BalanceConfig(expert=0.0)).sum().backward()
     assert (take_gradient(gate) == 0).all()
 
 
