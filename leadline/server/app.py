@@ -192,6 +192,7 @@ class RequestContext:
         if access.isEnabledFor(logging.INFO):
             facts = {"route": _route(scope), "status": scope.get("status"), "ms": round(1000 * seconds)}
             facts |= {"account": scope.get("account"), "request": request_id}
+            facts |= {name: scope[name] for name in ("code", "answer") if name in scope}
             access.info("%s %s", _method(scope), _route(scope), extra=facts)
 
     def _count(self, scope: Scope, status: int) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
@@ -28,6 +29,7 @@ from leadline.engine.types import (
 from leadline.errors import EngineError, EngineOverloaded, InvalidRequest, ModelNotFound
 from leadline.server.access import NOBODY, Access, OpenAccess, Outcome, Principal
 from leadline.server.logprobs import Aligner
+from leadline.server.logs import ANSWERS
 from leadline.server.metrics import Metrics, Timing
 from leadline.server.prompts import chat_prompt, completion_prompts, split_prompts
 from leadline.server.schemas import ChatRequest, CompletionRequest, Sampling
@@ -35,6 +37,8 @@ from leadline.server.settings import ServerSettings
 from leadline.server.structure import answer_grammar, raw_grammar
 from leadline.server.tools import Toolbox, read_functions, read_toolbox
 from leadline.tokenizer import Tokenizer
+
+log = logging.getLogger(ANSWERS)
 
 COMPLETION_TOKENS = 16  # OpenAI's default for raw completions; a chat answer ends by itself
 
@@ -258,8 +262,10 @@ class Run:
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """What each step adds. However it ends, what was delivered is paid for when this is closed."""
         outcome: Outcome = "aborted"
+        began, failure = None, None
         try:
             await self.open()
+            began = time.monotonic()
             async with contextlib.aclosing(self._covered()) as deltas:
                 async for delta in deltas:
                     yield delta
@@ -267,13 +273,24 @@ class Run:
                     outcome = "balance" if delta.stop_reason else outcome
             outcome = "finished" if outcome == "aborted" else outcome
             self.meter.delivered(self.usage)
-        except Exception:
-            outcome = "failed"
+        except Exception as error:
+            outcome, failure = "failed", error
             if not self.job.streamed:
                 self.meter.delivered(Usage())
             raise
         finally:
             await self.meter.close(outcome)
+            if began is not None:
+                self._note(outcome, failure, time.monotonic() - began)
+
+    def _note(self, outcome: Outcome, failure: Exception | None, seconds: float) -> None:
+        """Count the answer, and write a line about it: by its id, which is its bill's, and with no word of it."""
+        self.service.metrics.answers.labels(outcome).inc()
+        if log.isEnabledFor(logging.INFO):
+            facts = {"answer": self.job.id, "account": self.job.principal.user_id, "key": self.job.principal.key_id}
+            facts |= {**dataclasses.asdict(self.usage), "ms": round(1000 * seconds)}
+            facts |= {} if failure is None else {"code": getattr(failure, "code", type(failure).__name__)}
+            log.info(outcome, extra=facts)
 
     def _delivered(self) -> Usage:
         """Of an answer that is sent whole, nothing but the work on the prompt, until it is whole."""

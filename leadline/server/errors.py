@@ -70,8 +70,9 @@ def fault(error: BaseException) -> LeadlineError:
 def install(app: FastAPI, retry_after: int) -> None:
     """Register the handlers on the app."""
 
-    async def leadline_error(_: Request, error: Exception) -> Response:
+    async def leadline_error(request: Request, error: Exception) -> Response:
         known = fault(error)
+        request.scope["code"] = known.code  # for the line in the log
         if known.status == 500:
             log.warning("answered with 500: %s", known.message)
         return error_response(known, retry_after)

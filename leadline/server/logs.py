@@ -1,7 +1,8 @@
 """What the server writes down of itself: lines for people, or one JSON object a line for machines.
 
-A line about a request has its method, path, status, duration, id and account; never a prompt, an answer, a header or a
-query, in which secrets and private words travel.
+A line about a request has its route, status, duration, id and account, the code of a refusal and the id of an answer; a
+line about an answer, which is on the site no request of its own, has how it ended and its counts. Neither ever has a
+prompt, an answer, a header or a query, in which secrets and private words travel.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 ACCESS = "leadline.access"
+ANSWERS = "leadline.answers"
 
 # What every record has; anything else on it was given by the caller as `extra`.
-_USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 class JsonLines(logging.Formatter):

@@ -55,6 +55,11 @@ class Metrics:
             "leadline_inter_token_latency_seconds", "Time from token to token.", _TOKEN_SECONDS
         )
         self.whole = self._histogram("leadline_request_seconds", "Time from a request to the end of its answer.")
+        self.answers = Counter(
+            "leadline_answers", "Answers that began, by how they ended.", ["outcome"], registry=self.registry
+        )
+        for outcome in ("finished", "balance", "aborted", "failed"):
+            self.answers.labels(outcome)  # a rate needs its zero
         self.disconnects = Counter("leadline_disconnects", "Clients that left before the end.", registry=self.registry)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:

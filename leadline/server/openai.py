@@ -48,6 +48,7 @@ def build_router(service: CompletionService) -> APIRouter:
         principal = await service.access.admit(request)
         body = await read_json(request, ChatRequest, limit)
         job = await service.chat(body, principal)
+        request.scope["answer"] = job.id  # for the line in the log
         return _answer(service, job, ChatFormat(job), streamed=bool(body.stream))
 
     @router.post("/completions", openapi_extra=documented(CompletionRequest))
@@ -55,6 +56,7 @@ def build_router(service: CompletionService) -> APIRouter:
         principal = await service.access.admit(request)
         body = await read_json(request, CompletionRequest, limit)
         job = await service.complete(body, principal)
+        request.scope["answer"] = job.id
         return _answer(service, job, TextFormat(service, job), streamed=bool(body.stream))
 
     return router

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import logging
 import signal
 import socket
 import ssl
@@ -81,6 +82,7 @@ class Server(uvicorn.Server):
             )
         )
         self._ready = ready
+        logging.getLogger("uvicorn.access").disabled = True  # its lines have queries; ours are `leadline.access`
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
