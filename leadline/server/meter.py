@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -126,6 +127,11 @@ class Meters:
     @property
     def open_holds(self) -> int:
         return len(self.live)
+
+    @property
+    def behind_seconds(self) -> float:
+        """Since the counts were last written down; the loop's clock is `time.monotonic`."""
+        return max(0.0, time.monotonic() - self._snapshot)
 
     def meter(self, order: Order) -> HoldMeter:
         return HoldMeter(self, order)

@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Generator, Iterator
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from leadline import __version__
 from leadline.engine.types import EngineProtocol
 from leadline.errors import ConfigError
 from leadline.server.money import NANO
@@ -47,6 +48,8 @@ class Metrics:
     def __init__(self, engine: EngineProtocol) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(EngineCollector(engine))
+        ProcessCollector(registry=self.registry)  # memory, open files, seconds of processor; on Linux
+        Info("leadline_build", "What runs here.", registry=self.registry).info({"version": __version__})
         self.responses = Counter(
             "leadline_http_responses", "Answers over HTTP.", ["method", "path", "status"], registry=self.registry
         )
@@ -92,7 +95,7 @@ class Metrics:
 
 
 class Money(Protocol):
-    """What this process holds and has settled, in nano-units."""
+    """What this process holds and has settled, in nano-units, and how old the counts in the books are."""
 
     @property
     def held(self) -> int: ...
@@ -102,6 +105,9 @@ class Money(Protocol):
 
     @property
     def open_holds(self) -> int: ...
+
+    @property
+    def behind_seconds(self) -> float: ...
 
 
 class MoneyCollector(Collector):
@@ -115,6 +121,11 @@ class MoneyCollector(Collector):
         )
         yield GaugeMetricFamily("leadline_holds", "Requests that hold money.", value=float(self.money.open_holds))
         yield CounterMetricFamily("leadline_money_settled", "What was billed since the start.", value=settled)
+        yield GaugeMetricFamily(
+            "leadline_books_behind_seconds",
+            "Since the running answers' counts were last written down; answers wait for it above 1.",
+            value=self.money.behind_seconds,
+        )
 
 
 class EngineCollector(Collector):

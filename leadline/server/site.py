@@ -120,12 +120,15 @@ class SiteGuard:
     def _refusal(self, method: str, headers: Headers, *, site: bool) -> LeadlineError | None:
         host = headers.get("host", "")
         if ANY_HOST not in self.allowed_hosts and host_name(host) not in self.allowed_hosts:
-            return PermissionDenied(f"the Host {host[:100]!r} is not this server's", code="wrong_host")
+            text = f"the Host {host[:100]!r} is not this server's; a name that it should answer to is an --allowed-host"
+            return PermissionDenied(text, code="wrong_host")
         if not site or method in _SAFE:
             return None
         origin = headers.get("origin")
         if origin is not None and urlsplit_netloc(origin) != host.lower():
-            return PermissionDenied(f"requests from the origin {origin[:100]!r} are not accepted", code="wrong_origin")
+            text = f"requests from the origin {origin[:100]!r} are not accepted by the Host {host[:100]!r}; "
+            text += "a proxy between the two must pass on the browser's Host, with its port"
+            return PermissionDenied(text, code="wrong_origin")
         if headers.get("sec-fetch-site", "same-origin") not in _OWN:
             return PermissionDenied("requests from other sites are not accepted", code="wrong_origin")
         return None

@@ -58,11 +58,25 @@ async def open_store(
 ) -> AsyncGenerator[Store, None]:
     """The installation in `folder`, made if it is not there; its database elsewhere if `url` says so."""
     secrets, path = _prepare(folder)
+    if url is None:
+        _keep_private(path)
     database = await Database.open(url or file_url(path), durable=durable)
     try:
         yield Store(database, secrets, clock)
     finally:
         await database.close()
+
+
+def _keep_private(path: Path) -> None:
+    """What was said in chats is in it. The folder that we make is shut; one that was there may be open to others.
+    SQLite gives the files beside it the same mode."""
+    try:
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+    except PermissionError:  # another user's: SQLite says what it makes of that
+        pass
+    except OSError as error:
+        raise ConfigError(f"cannot use {path}: {error.strerror or error}") from None
 
 
 def _prepare(folder: Path) -> tuple[Secrets, Path]:

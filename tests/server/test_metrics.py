@@ -6,6 +6,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from leadline import __version__
 from leadline.engine.fake import FakeEngine
 from leadline.errors import ConfigError
 from leadline.server.app import create_app
@@ -30,6 +31,8 @@ def test_what_it_shows(tokenizer: Tokenizer) -> None:
     assert samples["leadline_time_to_first_token_seconds_count"] == 1
     assert samples["leadline_inter_token_latency_seconds_count"] == 4
     assert samples["leadline_requests_running"] == 0
+    assert samples["process_open_fds"] > 0
+    assert f'leadline_build_info{{version="{__version__}"}} 1.0' in response.text
     assert 'leadline_http_responses_total{method="other"' in response.text
     assert 'path="other",status="404"' in response.text
 

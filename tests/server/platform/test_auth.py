@@ -173,6 +173,24 @@ def test_the_first_start_decides_the_currency(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "new" / "place").stat().st_mode) == 0o700
 
 
+def test_a_folder_that_others_may_read_gives_them_no_chats(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+
+    def check() -> None:
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+        assert set(modes) >= {"leadline.db", "leadline.db-wal"}
+        assert set(modes.values()) == {0o600}
+
+    async def write() -> None:
+        async with open_store(tmp_path) as store:
+            await store.set_currency("USD")
+            check()
+
+    asyncio.run(write())
+    (tmp_path / "leadline.db").chmod(0o644)  # as an earlier version left it
+    asyncio.run(write())
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import sqlite3
 from pathlib import Path
@@ -12,9 +13,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import delete, update
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from leadline.errors import BooksUnavailable, ConfigError
+from leadline.server import chats
+from leadline.server.billing import Billing
 from leadline.server.db import Database, buckets, facts, file_url, ledger, metadata, users
+from leadline.server.ledger import balance, faults
+from leadline.server.migrations import upgrade
 from tests.server.platform.books import Books, empty_database, with_books
 
 
@@ -78,6 +84,47 @@ def test_opening_again_changes_nothing_and_a_newer_database_is_told(tmp_path: Pa
     connection.close()
     with pytest.raises(ConfigError, match="another version of leadline"):
         asyncio.run(reopen())
+
+
+def test_an_old_installation_keeps_its_money_and_gets_its_chats(tmp_path: Path) -> None:
+    """A database of the first migration, with what a server leaves that was killed: a user, money, an open hold."""
+    path = tmp_path / "leadline.db"
+    asyncio.run(_first_release(path))
+    with contextlib.closing(sqlite3.connect(path)) as old, old:
+        old.executescript(
+            """
+            INSERT INTO users (id, email, name, password, role, state, created)
+                VALUES (1, 'ada@example.org', 'Ada', '', 'user', 'active', 1);
+            INSERT INTO prices (id, model, version, hit, miss, output, created) VALUES (1, 'fake', 1, 14, 140, 280, 1);
+            INSERT INTO buckets (id, user_id, kind, balance, held, created) VALUES (1, 1, 'topped_up', 1000, 300, 1);
+            INSERT INTO ledger (txn, kind, account, bucket_id, amount, ref, created)
+                VALUES ('a', 'grant', 'user:1', 1, 1000, 'x', 1), ('a', 'grant', 'house:payments', NULL, -1000, 'x', 1);
+            INSERT INTO holds
+                (id, user_id, price_id, amount, prompt_tokens, cached_tokens, completion_tokens, created, lease)
+                VALUES ('r', 1, 1, 300, 1, 0, 0, 1, 1);
+            INSERT INTO hold_parts (hold_id, bucket_id, place, amount) VALUES ('r', 1, 0, 300);
+            """
+        )
+
+    async def now() -> None:
+        database = await Database.open(file_url(path))
+        assert await Billing(database).sweep() == 1
+        async with database.write() as connection:
+            assert await faults(connection) == []
+            assert (await balance(connection, 1, 1)).available == 860
+            chat = await chats.create(connection, 1, 1, title="", mode="chat")
+            await chats.add_message(connection, chat, 1, 1, role="user", content="Four fathoms", parent=None)
+            assert (await connection.execute(users.select())).one().terms == 0
+        await database.close()
+
+    asyncio.run(now())
+
+
+async def _first_release(path: Path) -> None:
+    engine = create_async_engine(file_url(path))
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade, "0001")
+    await engine.dispose()
 
 
 @pytest.mark.parametrize("url", ["nonsense", "oracle+nothing://x", "postgresql+psycopg://x/y"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from leadline.server.logs import ACCESS, ANSWERS, JsonLines, TextLines
 from tests.fixtures_server import wait_until
 from tests.server.platform.site import Site, chat
+from tests.source import ROOT
 
 Lines = Callable[[str], list[dict[str, Any]]]
 
@@ -54,6 +56,13 @@ def test_how_an_answer_ended_is_written_and_counted(site: Site, lines: Lines) ->
         next(response.iter_lines())
     wait_until(lambda: aborted() == before + 1)
     assert [made["message"] for made in lines(ANSWERS)] == ["aborted"]
+
+
+def test_what_the_alerts_watch_is_there(site: Site) -> None:
+    text = site.client(site.key(site.user(role="admin"))).get("/metrics").text
+    watched = set(re.findall(r"leadline_\w+", (ROOT / "deploy/alerts.yml").read_text(encoding="utf-8")))
+    assert len(watched) > 5
+    assert [name for name in watched if f"\n{name}" not in text] == []
 
 
 def test_why_a_request_was_refused(site: Site, lines: Lines) -> None:

@@ -89,6 +89,7 @@ def test_books_that_are_locked_refuse_what_costs_and_nothing_else(
                 other.execute("BEGIN IMMEDIATE")
                 assert client.get("/v1/models").status_code == 200
                 refused = [chat(client), client.get("/ready")]
+                assert site.platform.meters.behind_seconds > 0.02
                 error = next(json.loads(line[6:])["error"] for line in lines if "error" in line)
             other.execute("ROLLBACK")
         for response in refused:
@@ -97,6 +98,7 @@ def test_books_that_are_locked_refuse_what_costs_and_nothing_else(
             assert response.json()["error"]["code"] == error["code"] == "books_unavailable"
         assert "Traceback" not in caplog.text
         wait_until(lambda: client.get("/ready").status_code == 200)
+        wait_until(lambda: site.platform.meters.behind_seconds < meter.BEHIND_SECONDS)
         assert chat(client, max_tokens=1).status_code == 200
         site.platform.meters.billing.clock = lambda: time.time() + 60
         wait_until(lambda: site.open_holds() == 0, seconds=20)
