@@ -20,6 +20,7 @@ from leadline.server.account import AccountRoutes
 from leadline.server.admin import AdminRoutes
 from leadline.server.answer_routes import AnswerRoutes
 from leadline.server.answers import Answers
+from leadline.server.billing import current_price
 from leadline.server.chat_routes import ChatRoutes
 from leadline.server.completion import CompletionService
 from leadline.server.errors import error_response, json_response
@@ -84,13 +85,15 @@ def _balance_router(platform: Platform) -> APIRouter:
         store = platform.store
         async with store.database.read() as connection:
             has = await balance(connection, principal.owner, store.now())
+            price = await current_price(connection, platform.model)
         info = {
             "currency": platform.settings.currency,
             "total_balance": format_money(has.total),
             "granted_balance": format_money(has.granted),
             "topped_up_balance": format_money(has.topped_up),
         }
-        return json_response({"is_available": has.available > 0, "balance_infos": [info]})
+        free = price.ceiling(1, 1) == 0
+        return json_response({"is_available": free or has.available > 0, "balance_infos": [info]})
 
     return router
 

@@ -185,8 +185,8 @@ def test_the_example_of_a_configuration_is_understood(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LEADLINE_SERVE_CONFIG", str(ROOT / "deploy/leadline.toml"))
-    assert run(["serve", "--port", "0"]) == 2
-    assert "/etc/leadline/cert.pem" in capsys.readouterr().err
+    assert run(["serve", "--port", "0", "--data", "/proc/nowhere"]) == 2
+    assert "cannot use the folder /proc/nowhere" in capsys.readouterr().err, "all else is well"
 
 
 @pytest.mark.parametrize(

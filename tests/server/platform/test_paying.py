@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from leadline.server import accounts, db, meter
 from leadline.server.erase import erase_user
+from leadline.server.money import Price
 from leadline.server.platform import COOKIE
 from leadline.server.store import Store
 from leadline.tokenizer import Tokenizer
@@ -39,6 +40,18 @@ def cost(usage: dict[str, Any]) -> int:
 def events(response: httpx2.Response) -> list[Any]:
     lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+# ---- where nobody pays ---------------------------------------------------------------------------------------------
+
+
+def test_where_all_prices_are_zero_nobody_needs_money(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with live_site(tokenizer, tmp_path, options={"price": Price(0, "", 0, 0, 0, 0)}) as site:
+        user, client = site.customer(balance=0)
+        assert client.get("/user/balance").json()["is_available"] is True
+        assert chat(client, max_tokens=300, **NEVER_ENDS).json()["usage"]["completion_tokens"] == 300
+        assert [(bill.amount, bill.outcome) for bill in site.bills(user)] == [(0, "finished")]
+        assert site.faults() == []
 
 
 # ---- who is put out while an answer runs ---------------------------------------------------------------------------
