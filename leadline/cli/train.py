@@ -113,6 +113,21 @@ def reward(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
 
 
 @app.command
+def preferences(recipe: Path, /, *, set: tuple[str, ...] = ()) -> None:
+    """Make data for a reward model: a model's answers to questions that can be verified, right against wrong.
+
+    Args:
+        recipe: The recipe, a TOML file.
+        set: Override a field of the recipe, NAME=VALUE; may be repeated.
+    """
+    from leadline.train.preferences import PreferencesConfig, make_preferences
+
+    config = _load(PreferencesConfig, recipe, set)
+    for split, count in make_preferences(config).items():
+        print(f"{config.out / split}.jsonl: {count:,} {config.kind}")
+
+
+@app.command
 def grpo(recipe: Path, /, *, set: tuple[str, ...] = ()) -> int:
     """Reinforce better answers: groups sampled by the engine, rewarded, GRPO's objective.
 

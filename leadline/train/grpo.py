@@ -78,8 +78,7 @@ class GrpoConfig(RunConfig):
             raise ConfigError("clip must be more than 0, kl not negative")
         if (1 if self.skip_even else self.questions) * self.group < self.updates:
             raise ConfigError("updates is more than the answers that a step is sure to learn from")
-        if self.rollout.sequences < 1 or self.rollout.pass_tokens < 1:
-            raise ConfigError("rollout.sequences and rollout.pass_tokens must be at least 1")
+        self.rollout.check()
         self.rewards.check()
 
 

@@ -41,6 +41,11 @@ class RolloutConfig:
     pass_tokens: int = 2048
     kernels: bool = False
 
+    def check(self) -> None:
+        """Raise `ConfigError` for an engine that would write nothing."""
+        if self.sequences < 1 or self.pass_tokens < 1:
+            raise ConfigError("rollout.sequences and rollout.pass_tokens must be at least 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
