@@ -144,7 +144,7 @@ class Walk:
 
 def fill_parameters(parameters: Mapping[str, nn.Parameter], tensors: Named, config: ModelConfig) -> None:
     for name, weight in tensors:
-        tensor_of(dict(parameters), name, config).copy_(weight)
+        tensor_of(parameters, name, config).copy_(weight)
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ staging block is ever held: bytes of the wanted type are read into the parameter
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -81,7 +81,7 @@ def allocate(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None
             setattr(module, name, made[parameter])
 
 
-def tensor_of(parameters: dict[str, nn.Parameter], name: str, config: ModelConfig) -> Tensor:
+def tensor_of(parameters: Mapping[str, nn.Parameter], name: str, config: ModelConfig) -> Tensor:
     """The memory of the tensor that the hub calls `name`: a parameter, or a contiguous slice of a stacked one."""
     where = place(name, config)
     parameter = parameters[where.parameter].detach()

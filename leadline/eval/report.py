@@ -83,7 +83,7 @@ def published() -> tuple[Published, ...]:
 def summarise(run: Run) -> Summary:
     task, scale = run.task, scale_of(run.task)
     score, low, high = interval(task, run.results)
-    groups = {name: ratio(task, results) * scale for name, results in grouped(run.results).items()}
+    groups = {name: ratio(results) * scale for name, results in grouped(run.results).items()}
     return Summary(
         task.name,
         task.version,
@@ -113,7 +113,7 @@ def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
     return dict(groups)
 
 
-def ratio(task: Task, results: Sequence[Result]) -> float:
+def ratio(results: Sequence[Result]) -> float:
     """The mean, or of bits per byte the bits of all over the bytes of all."""
     return sum(result.score for result in results) / max(sum(result.weight for result in results), 1.0)
 
@@ -121,7 +121,7 @@ def ratio(task: Task, results: Sequence[Result]) -> float:
 def interval(task: Task, results: Sequence[Result]) -> tuple[float, float, float]:
     """(score, low, high)."""
     if isinstance(task.method, BitsPerByte):
-        return _ratio_interval(task, results)
+        return _ratio_interval(results)
     top = BEST_MARK if isinstance(task.method, Judge) else 1.0
     if task.average == "groups":
         return _stratified([mean_interval(_scores(group), top) for group in grouped(results).values()])
@@ -157,9 +157,9 @@ def _stratified(strata: Sequence[tuple[float, float, float]]) -> tuple[float, fl
     return mean, max(mean - below, 0.0), min(mean + above, 1.0)
 
 
-def _ratio_interval(task: Task, results: Sequence[Result]) -> tuple[float, float, float]:
+def _ratio_interval(results: Sequence[Result]) -> tuple[float, float, float]:
     """By the residuals of the items, which need not be of one length."""
-    score = ratio(task, results)
+    score = ratio(results)
     total = sum(result.weight for result in results)
     squares = sum((result.score - score * result.weight) ** 2 for result in results)
     count = len(results)

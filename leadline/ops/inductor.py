@@ -11,14 +11,23 @@ from typing import Any
 
 import torch
 
-from leadline.ops.dispatch import OPS, Op
+from leadline.ops.dispatch import Op
 from leadline.ops.experts import gated_sum, gated_sum_backward, sum_slots, swiglu, swiglu_backward
+from leadline.ops.loss import softmax_nll
 from leadline.ops.norm import rms_norm
 from leadline.ops.rotary import rotate_interleaved
 
 MIN_ELEMENTS = 1 << 12
-FIXED = (rms_norm, rotate_interleaved, swiglu, swiglu_backward, gated_sum, gated_sum_backward, sum_slots)
-OF_THE_TRAINER = ("softmax_nll",)  # registered by the package above, when it is there
+COMPILED = (
+    rms_norm,
+    rotate_interleaved,
+    swiglu,
+    swiglu_backward,
+    gated_sum,
+    gated_sum_backward,
+    sum_slots,
+    softmax_nll,
+)
 
 
 def enable(device: str = "cpu") -> bool:
@@ -29,8 +38,7 @@ def enable(device: str = "cpu") -> bool:
     name = "inductor on a gpu" if on_gpu else "inductor"
     if any(kernel.name == name for kernel in swiglu.kernels):
         return True
-    fixed: tuple[Op[..., Any], ...] = (*FIXED, *(OPS[name] for name in OF_THE_TRAINER if name in OPS))
-    for op in fixed:
+    for op in COMPILED:
         _register(op, name, on_gpu=on_gpu)
     return True
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leadline.ops.dispatch import op
+from leadline.ops.loss import softmax_nll
 from leadline.ops.norm import accumulate_dtype
 
 CHUNK = 1024
@@ -22,17 +22,6 @@ GPU_CHUNK_ELEMENTS = 1 << 28
 
 def chunk_rows(hidden_TD: Tensor, vocabulary: int) -> int:
     return max(CHUNK, GPU_CHUNK_ELEMENTS // vocabulary) if hidden_TD.is_cuda else CHUNK
-
-
-@op
-def softmax_nll(logits_TV: Tensor, targets_T: Tensor, scale_T: Tensor) -> tuple[Tensor, Tensor]:
-    """sum scale x -log softmax(logits)[target], and its gradient in the logits' dtype: (softmax - one hot) x scale."""
-    wide_TV = logits_TV.to(accumulate_dtype(logits_TV))
-    log_p_TV = wide_TV - wide_TV.logsumexp(-1, keepdim=True)
-    loss = -(log_p_TV.gather(1, targets_T[:, None])[:, 0] * scale_T).sum()
-    hot_TV = torch.arange(logits_TV.shape[1], device=logits_TV.device) == targets_T[:, None]
-    grad_TV = (log_p_TV.exp() - hot_TV.to(log_p_TV.dtype)) * scale_T[:, None]
-    return loss, grad_TV.to(logits_TV.dtype)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -17,14 +17,14 @@ from leadline.model.batch import ForwardBatch
 from leadline.ops import inductor
 from leadline.ops.dispatch import OPS, force
 from leadline.ops.norm import rms_norm
-from leadline.train.loss import cross_entropy, softmax_nll
+from leadline.train.loss import cross_entropy
 from tests.fixtures import TINY_V2
 from tests.model.oracle import build, sample_tokens
 from tests.ops.cases import CASES
 from tests.ops.compare import TOLERANCE, difference
 from tests.ops.test_registry import evaluate, to_float64
 
-COMPILED = (*inductor.FIXED, softmax_nll)
+COMPILED = inductor.COMPILED
 DOCUMENTS = [70, 70, 33, 64, 91]
 
 pytestmark = [

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 import leadline.ops
-import leadline.train.loss
 from leadline.ops.attention import expanded_attention
 from leadline.ops.dispatch import OPS, Op
 from leadline.ops.experts import grouped_ffn, grouped_ffn_on_gpu, routed_experts, routed_experts_on_gpu
@@ -26,7 +25,7 @@ from leadline.ops.norm import rms_norm
 from tests.ops.cases import CASES, Case
 from tests.ops.compare import TOLERANCE, difference
 
-# Importing a module registers its ops; the loss has one of its own.
+# Importing a module registers its ops.
 for module in pkgutil.iter_modules(leadline.ops.__path__):
     importlib.import_module(f"leadline.ops.{module.name}")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from leadline.ops.loss import softmax_nll
 from leadline.train import loss
 from leadline.train.loss import cross_entropy
 
@@ -86,7 +87,7 @@ def test_all_hidden_is_no_loss_and_no_gradient() -> None:
 
 def test_the_logits_of_all_tokens_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    original = loss.softmax_nll.reference
+    original = softmax_nll.reference
 
     def spy(logits_TV: Tensor, targets_T: Tensor, scale_T: Tensor) -> tuple[Tensor, Tensor]:
         seen.append(len(logits_TV))

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leadline.ops import loss
 from leadline.ops.attention import expanded_attention
 from leadline.ops.cpu import native
-from leadline.ops.dispatch import OPS
 from leadline.ops.experts import routed_experts
 from leadline.ops.norm import rms_norm
 
@@ -41,8 +41,7 @@ def enable() -> bool:
         expanded_attention.kernel(NAME, when=_fits_attention)(attention)
         routed_experts.kernel(NAME, when=_fits_experts)(experts)
         rms_norm.kernel(NAME, when=_fits_norm)(norm)
-        if "softmax_nll" in OPS:  # the trainer's, registered by the package above
-            OPS["softmax_nll"].kernel(NAME, when=_fits_nll)(softmax_nll)
+        loss.softmax_nll.kernel(NAME, when=_fits_nll)(softmax_nll)
     return True
 
 

@@ -13,8 +13,8 @@ from leadline.ops.attention import expanded_attention
 from leadline.ops.cpu import training
 from leadline.ops.dispatch import Op
 from leadline.ops.experts import routed_experts
+from leadline.ops.loss import softmax_nll
 from leadline.ops.norm import rms_norm
-from leadline.train.loss import softmax_nll
 from tests.ops.cases import normal
 from tests.ops.compare import TOLERANCE, difference
 from tests.ops.test_registry import evaluate, to_float64
