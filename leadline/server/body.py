@@ -21,6 +21,7 @@ from leadline.errors import InvalidRequest
 Model = TypeVar("Model", bound=BaseModel)
 
 DRAINED = 4  # times the limit: past this the connection is simply closed
+LARGE = 256 << 10  # bytes; what is larger is read in a thread, so that it does not stop everyone's streams
 BODY_SECONDS = 300.0  # for all of it: 32 MB at a megabit a second
 
 
@@ -29,7 +30,14 @@ async def read_json(request: Request, schema: type[Model], limit: int) -> Model:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise HTTPException(415, "send the body as JSON, with the header content-type: application/json")
-    return validate(schema, parse_json(await _read(request, limit)))
+    body = await _read(request, limit)
+    if len(body) > LARGE:
+        return await asyncio.to_thread(_parsed, schema, body)
+    return _parsed(schema, body)
+
+
+def _parsed(schema: type[Model], body: bytes) -> Model:
+    return validate(schema, parse_json(body))
 
 
 def parse_json(body: bytes) -> Any:

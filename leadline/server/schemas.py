@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 INT64 = 1 << 63
+MOST_MESSAGES = MOST_BIASES = 10_000  # more fit no context, and help no answer, but would take seconds to look at
+MOST_STOP_IDS = 1000
 
 Int = Annotated[int, Field(ge=-INT64, lt=INT64)]
 Count = Annotated[int, Field(ge=0, lt=INT64)]
@@ -63,11 +65,11 @@ class Sampling(Schema):
     repetition_penalty: Number | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
-    logit_bias: dict[str, Number] | None = None
+    logit_bias: Annotated[dict[str, Number], Field(max_length=MOST_BIASES)] | None = None
     seed: Int | None = None
     n: Count | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_STOP_IDS)] | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -82,7 +84,7 @@ class Sampling(Schema):
 
 
 class ChatRequest(Sampling):
-    messages: list[ChatMessage]
+    messages: Annotated[list[ChatMessage], Field(max_length=MOST_MESSAGES)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None

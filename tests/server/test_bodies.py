@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from leadline.engine.fake import FakeEngine
 from leadline.errors import InsufficientBalance, InvalidRequest, PermissionDenied, RateLimited
 from leadline.server.app import create_app
-from leadline.server.body import parse_json
+from leadline.server.body import LARGE, parse_json
 from leadline.server.errors import error_response
 from leadline.server.settings import ServerSettings
 from leadline.tokenizer import Tokenizer
@@ -65,6 +65,27 @@ def test_what_is_not_json_is_400(server: LiveServer, body: bytes) -> None:
 def test_what_json_allows_is_accepted(server: LiveServer) -> None:
     body = b'\n {"prompt": "\\ud83d\\ude00 \\u0000 \x7f", "temperature": 1, "x": [1e3, -0.0, "\\u2028"]} \n'
     assert server.http.post("/v1/completions", content=body, headers=JSON).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}] * 10_001}, "messages"),
+        ("/v1/completions", {"prompt": "x", "logit_bias": {str(i): 1 for i in range(10_001)}}, "logit_bias"),
+        ("/v1/completions", {"prompt": "x", "stop_token_ids": [5] * 1001}, "stop_token_ids"),
+    ],
+)
+def test_lists_that_would_take_seconds_to_look_at(server: LiveServer, path: str, fields: Any, param: str) -> None:
+    assert check_error(server.post(path, fields), 400)["param"] == param
+
+
+def test_a_large_body_is_read_like_a_small_one(server: LiveServer) -> None:
+    """In a thread: what is wrong with it comes out all the same."""
+    rest = {"metadata": {"x": "y" * LARGE}}
+    assert server.complete(max_tokens=1, **rest).status_code == 200
+    assert check_error(server.complete(temperature="x", **rest), 400)["param"] == "temperature"
+    body = b'{"prompt": "' + b"x" * LARGE + b'", }'
+    check_error(server.http.post("/v1/completions", content=body, headers=JSON), 400)
 
 
 def test_parse_json_keeps_numbers() -> None:
