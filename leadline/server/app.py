@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from leadline.server.platform import Platform
 
 access = logging.getLogger(ACCESS)
+
+_SLASHES = re.compile("//+")
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # a label takes no word of a client's choosing
 
@@ -165,6 +168,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope["path"] = _tidy(scope["path"])
         request_id = f"req_{uuid.uuid4().hex}".encode("ascii")
         started, begun = False, time.monotonic()
 
@@ -208,6 +212,12 @@ def _route(scope: Scope) -> str:
     asked = str(scope["path"])
     under = (each for each in PREFIXES if asked.startswith(f"{each}/") and not path.startswith(f"{each}/"))
     return max(under, key=len, default="") + str(path)
+
+
+def _tidy(path: str) -> str:
+    """Without the slashes that clients add when they join a base URL that ends in one to a path: all they mean is said
+    without them. It comes before every check of a path."""
+    return "/" + _SLASHES.sub("/", path).strip("/")
 
 
 def _method(scope: Scope) -> str:

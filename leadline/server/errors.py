@@ -22,6 +22,7 @@ log = logging.getLogger("leadline.server")
 
 MAX_MESSAGE = 1000  # characters: a message may quote what was sent
 NEVER_RETRIED = (402, 403)
+SERVED = "the base URL of the API ends in /v1 and has chat/completions, completions, models and user/balance"
 RETRIED = (429, 503)
 
 _HTTP_CODES = {
@@ -77,8 +78,11 @@ def install(app: FastAPI, retry_after: int) -> None:
             log.warning("answered with 500: %s", known.message)
         return error_response(known, retry_after)
 
-    async def http_error(_: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 404:  # Starlette's "Not Found" helps nobody who has the base URL wrong
+            path = request.scope["path"][:100]
+            error = HTTPException(404, f"there is no {request.method} {path} here; {SERVED}", error.headers)
         return http_error_response(error)
 
     async def validation_error(_: Request, error: Exception) -> Response:

@@ -97,7 +97,7 @@ def test_parse_json_keeps_numbers() -> None:
 
 def test_paths_and_methods(server: LiveServer) -> None:
     check_error(server.http.get("/v1/nope"), 404)
-    check_error(server.http.get("/v1/models/"), 404)
+    assert "ends in /v1" in check_error(server.post("/v1/embeddings", {"input": "x"}), 404)["message"]
     error = check_error(server.http.get("/v1/chat/completions"), 405)
     assert error["code"] == "method_not_allowed"
     response = server.http.delete("/v1/models")
@@ -154,3 +154,8 @@ def test_a_fault_of_ours_is_500_in_the_same_form(tokenizer: Tokenizer, caplog: p
             assert "secret" not in response.text
             assert response.headers["x-request-id"]
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["//v1/models", "/v1//models", "/v1/models/", "/beta//models//", "//models"])
+def test_a_slash_too_many_in_a_base_url_is_forgiven(server: LiveServer, path: str) -> None:
+    assert httpx2.get(f"{server.url}{path}").json()["object"] == "list"
