@@ -54,6 +54,8 @@ PARTS = {
         Row("8 layers, int4", "prefill", (*SLICE, "--runs", "2", *lengths("--lengths", 128, 512, 2048))),
         Row("8 layers, int4", "batch", (*SLICE, "--runs", "2", "--tokens", "16", *lengths("--sequences", 4, 16))),
         Row("8 layers, int8", "decode", (*SLICE, "--quantize", "int8", "--tokens", "16", "--runs", "3")),
+        Row("8 layers, int4, AVX-VNNI", "decode", (*SLICE, "--isa", "avxvnni", "--tokens", "16", "--runs", "3")),
+        Row("8 layers, int4, AVX-VNNI", "prefill", (*SLICE, "--isa", "avxvnni", "--runs", "2")),
         Row("8 layers, int4, AVX2", "decode", (*SLICE, "--isa", "avx2", "--tokens", "16", "--runs", "3")),
         Row("8 layers, int4, AVX2", "prefill", (*SLICE, "--isa", "avx2", "--runs", "2")),
     ],

@@ -50,7 +50,7 @@ class Subject:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     quantize: Literal["int8", "int4", "mixed"] | None = None
-    isa: Literal["amx", "avx512", "avx2", "neon", "scalar", "none"] | None = None
+    isa: Literal["amx", "avx512", "avxvnni", "avx2", "neon", "scalar", "none"] | None = None
     shape: Literal["v2-lite", "v2", "small"] | None = None
     layers: int | None = None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 # Instruction sets that matter to matrix products, as /proc/cpuinfo spells them: first x86's, then Arm's.
 INSTRUCTION_SETS = (
-    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
 COMPILERS = ("c++", "g++", "clang++")

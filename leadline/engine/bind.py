@@ -23,8 +23,8 @@ def bind(
 ) -> DeepseekV2 | CpuModel:
     """The model on the kernels, or in PyTorch where they cannot run it.
 
-    `isa` is one of amx, avx512, avx2, neon, scalar, or none for PyTorch. Weights that are not quantised stay exactly as
-    they are.
+    `isa` is one of amx, avx512, avxvnni, avx2, neon, scalar, or none for PyTorch. Weights that are not quantised stay
+    exactly as they are.
     """
     if not runs(found, isa):
         return torch_model(found, placement=placement, progress=progress)

@@ -1,7 +1,7 @@
 """The compiled kernels: whether they are here, and which instruction set they use.
 
 The extension is optional: where it was not built everything runs on PyTorch. `LEADLINE_ISA` forces an instruction set
-(amx, avx512, avx2, neon, scalar) or, with `none`, PyTorch.
+(amx, avx512, avxvnni, avx2, neon, scalar) or, with `none`, PyTorch.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 from leadline.ops.cpu import native
 
 SOURCES = Path(native.__file__).parent / "csrc"
-UNITS = ("amx", "avx2", "avx512", "bf16", "neon", "scalar", "team", "training")
+UNITS = ("amx", "avx2", "avxvnni", "avx512", "bf16", "neon", "scalar", "team", "training")
 COMPILER = shutil.which("c++")
 FOR_ARM = shutil.which("aarch64-linux-gnu-g++")
 

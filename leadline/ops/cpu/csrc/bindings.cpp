@@ -40,6 +40,7 @@ std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
     if (leadline::amx_kernels()) names.push_back("amx");
     if (leadline::avx512_kernels()) names.push_back("avx512");
+    if (leadline::avxvnni_kernels()) names.push_back("avxvnni");
     if (leadline::avx2_kernels()) names.push_back("avx2");
     if (leadline::neon_kernels()) names.push_back("neon");
     names.push_back("scalar");
@@ -50,6 +51,7 @@ const Kernels& kernels(const std::string& name) {
     const Kernels* found = name == "amx"      ? leadline::amx_kernels()
                            : name == "avx512" ? leadline::avx512_kernels()
                            : name == "avx512 without bf16" ? leadline::avx512_kernels(false)  // for tests
+                           : name == "avxvnni" ? leadline::avxvnni_kernels()
                            : name == "avx2" ? leadline::avx2_kernels()
                            : name == "neon" ? leadline::neon_kernels()
                            : name == "scalar" ? &leadline::scalar_kernels()

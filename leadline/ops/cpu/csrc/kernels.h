@@ -138,6 +138,7 @@ struct Kernels {
 
 const Kernels& scalar_kernels();
 const Kernels* avx2_kernels();    // null where the machine or the build has none, as those below
+const Kernels* avxvnni_kernels();
 const Kernels* neon_kernels();
 // `bf16`: with VDPBF16PS where there is that; it changes no bits.
 const Kernels* avx512_kernels(bool bf16 = true);

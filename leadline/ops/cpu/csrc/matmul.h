@@ -15,7 +15,11 @@ namespace LEADLINE_ISA {
 constexpr int kIntRows = 6, kIntPanels = 2;      // 24 sums in registers, 4 for codes, 1 for activations
 constexpr int kFloatRows = 6, kFloatPanels = 4;  // 24 sums
 #elif defined(LEADLINE_AVX2)
+#if defined(LEADLINE_AVXVNNI)
+constexpr int kIntRows = 4, kIntPanels = 1;
+#else
 constexpr int kIntRows = 3, kIntPanels = 1;
+#endif
 constexpr int kFloatRows = 3, kFloatPanels = 2;
 #elif defined(LEADLINE_NEON)
 constexpr int kIntRows = 4, kIntPanels = 1;  // 16 sums of four lanes and 8 codes in registers
@@ -108,7 +112,8 @@ struct CodeLines {
     }
 };
 
-#if defined(LEADLINE_AVX2)
+#if defined(LEADLINE_AVX2) && !defined(LEADLINE_AVXVNNI)
+#define LEADLINE_WORDS
 // sum += codes . rows over four lines of int4, by way of 16 bits: eight products of two fit, as many as those have.
 template <int MR, int NP, class AHEAD>
 inline void add_four_lines(const uint8_t* const* codes, int first, const TileRows& rows, int column,
@@ -151,7 +156,7 @@ void int_tile(const Matrix& w, const uint8_t* panel, const TileRows& rows, TileA
         Ints sum[MR][NP];
         for (int m = 0; m < MR; ++m)
             for (int p = 0; p < NP; ++p) sum[m][p] = offset_of<BITS>(rows.sums[m][g]);
-#if defined(LEADLINE_AVX2)
+#if defined(LEADLINE_WORDS)
         constexpr int kWide = BITS == 4 ? 0 : kLines;
         for (int b = 0; b < kLines - kWide; b += 4) add_four_lines(codes, b, rows, g * GROUP, ahead, sum);
 #else

@@ -1,4 +1,4 @@
-// Sixteen lanes in two registers of AVX2. Included by simd.h.
+// Sixteen lanes in two registers of AVX2, with AVX-VNNI or without. Included by simd.h.
 #pragma once
 
 #include <immintrin.h>
@@ -96,6 +96,14 @@ inline Quad load_quad(const int8_t* p) {
     std::memcpy(&x, p, 4);
     return {_mm256_set1_epi32(x)};
 }
+#if defined(LEADLINE_AVXVNNI)
+// sum + w . x: exact in 32 bits.
+inline Ints dot4(Ints sum, Bytes w, Quad x) {
+    return {_mm256_dpbusd_avx_epi32(sum.a, w.a, x.v), _mm256_dpbusd_avx_epi32(sum.b, w.b, x.v)};
+}
+inline Ints dot8(Ints sum, Bytes w, Quad x) { return dot4(sum, w, x); }
+constexpr bool kSigned8 = false;
+#else
 // To a compiler a sum of integers may be made in any order, and gcc makes it after all its products, which then do not fit in
 // registers: the barrier, and below a sum that saturates but never needs to, keep the order in which it is written.
 inline __m256i add_pairs(__m256i sum, __m256i pairs) {
@@ -125,6 +133,7 @@ inline Ints dot8(Ints sum, Bytes w, Quad x) {
     return {add_pairs(sum.a, signed_pairs(w.a, x.v)), add_pairs(sum.b, signed_pairs(w.b, x.v))};
 }
 constexpr bool kSigned8 = true;
+#endif
 
 inline void to_halves(Floats x, __m256& low, __m256& high) {
     low = x.a;
