@@ -73,7 +73,7 @@ def plan(
     }
     result, others = _plans(config, source, quantize, options)
     download_folder = _download_folder(source, quantize)
-    disk = _disk_bytes(result, config, quantize)
+    disk = _disk_bytes(config, quantize)
     if json_output:
         more = {"fewer_bits": {name: other.to_dict() for name, other in others.items()}} if others else {}
         print(json.dumps({**result.to_dict(), **more}, indent=2))
@@ -140,9 +140,13 @@ def _download_folder(source: Source | None, quantize: Recipe | None) -> Path | N
     return quantised_folder(source.name, quantize)
 
 
-def _disk_bytes(plan: Plan, config: ModelConfig, quantize: Recipe | None) -> int:
-    """What stays on the disk of a model that is downloaded."""
-    return plan.weight_bytes if quantize is not None else config.parameters() * DTYPE_BYTES[config.dtype]
+def _disk_bytes(config: ModelConfig, quantize: Recipe | None) -> int:
+    """What stays on the disk of a model that is downloaded, whatever it then runs in."""
+    if quantize is None:
+        return config.parameters() * DTYPE_BYTES[config.dtype]
+    from leadline.checkpoint.fewer_bits import packed_bytes
+
+    return packed_bytes(config, quantize)[0]
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:

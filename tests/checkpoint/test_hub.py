@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from leadline.checkpoint import hub as hubs
+from leadline.checkpoint.fewer_bits import packed_bytes
 from leadline.checkpoint.hub import HuggingFace, ModelScope, is_wanted
 from leadline.checkpoint.load import load_model
+from leadline.checkpoint.machine import show_bytes
 from leadline.checkpoint.source import Source
 from leadline.cli import run
 from leadline.errors import CheckpointError, ConnectionFailed, ModelNotFound, ResourceError
@@ -147,9 +149,16 @@ def test_a_disk_that_is_too_small_is_known_before_the_download(
     assert hub.requested == []
 
 
-def test_planning_a_hub_model_fetches_its_configuration_only(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("isa", ["auto", "none"])
+def test_planning_a_hub_model_fetches_its_configuration_only(
+    hub: FakeHub, isa: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEADLINE_ISA", isa)
     assert run(["plan", "org/model", "--bandwidth", "20"]) == 0
-    assert "download" in capsys.readouterr().out
+    assert " to " in capsys.readouterr().out.rpartition("download")[2]
+    assert run(["plan", "org/model", "--bandwidth", "20", "--quantize", "int4"]) == 0
+    stays = show_bytes(packed_bytes(TINY_LITE, "int4")[0])
+    assert f"shard by shard; {stays} stay in" in capsys.readouterr().out
     assert {name for name, _ in hub.requested} == {"config.json"}
 
 
