@@ -88,6 +88,7 @@ def quantise_folder(folder: Path, target: Path, options: Options = Options()) ->
     of disk."""
     if is_quantised(folder):
         raise CheckpointError(f"{folder} is quantised already; start from the original weights")
+    _keep_originals(target)
     config = ModelConfig.from_folder(folder)
     tokenizer = Tokenizer.from_folder(folder)
     entries = weight_entries(folder, config)
@@ -113,6 +114,12 @@ def quantise_folder(folder: Path, target: Path, options: Options = Options()) ->
         _refuse(report, options.force)
         write_folder(folder, new, config, report, checksums(block, wanted))
     return report
+
+
+def _keep_originals(target: Path) -> None:
+    """A quantised folder may be made anew; original weights may be the only ones, and fewer bits cannot give them back."""
+    if target.is_dir() and not is_quantised(target) and any(target.glob("*.safetensors")):
+        raise CheckpointError(f"{target} holds original weights; name a new folder for those in fewer bits")
 
 
 def pack_folder(folder: Path, config: ModelConfig, recipe: Recipe, *, progress: bool | None = None) -> Weights:

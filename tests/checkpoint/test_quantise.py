@@ -210,6 +210,17 @@ def test_a_large_file_is_checked_once_and_again_when_it_changes(own: Path, monke
     assert ALWAYS_CHECKED_BYTES > 0
 
 
+def test_original_weights_are_never_replaced(own: Path, tiny_lite_folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_lite_folder, model)
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    for source in (model, tiny_lite_folder):
+        with pytest.raises(CheckpointError, match="holds original weights"):
+            quantise_folder(source, model, Options("int8", check=False, force=True))
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    quantise_folder(model, own, Options("int8", check=False))  # what is quantised is made anew
+
+
 def test_what_is_quantised_is_not_quantised_again(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="quantised already"):
         quantise_folder(folder, tmp_path / "new", FORCED)
