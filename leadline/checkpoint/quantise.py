@@ -117,7 +117,7 @@ def quantise_folder(folder: Path, target: Path, options: Options = Options()) ->
 
 
 def _keep_originals(target: Path) -> None:
-    """A quantised folder may be made anew; original weights may be the only ones, and fewer bits cannot give them back."""
+    """A quantised folder may be made anew; original weights may be the only ones, which fewer bits do not give back."""
     if target.is_dir() and not is_quantised(target) and any(target.glob("*.safetensors")):
         raise CheckpointError(f"{target} holds original weights; name a new folder for those in fewer bits")
 
