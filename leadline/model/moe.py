@@ -100,16 +100,19 @@ class MLP(nn.Module):
 
 
 class Dispatcher(Protocol):
-    """Takes tokens to their experts and the answers back."""
+    """Takes tokens to their experts and the answers back: (T, D), with what the shared experts add, which may be
+    computed while tokens travel."""
 
-    def __call__(self, x_TD: Tensor, routing: Routing, experts: Experts) -> Tensor: ...
+    def __call__(self, x_TD: Tensor, routing: Routing, experts: Experts, shared: MLP | None) -> Tensor: ...
 
 
 class LocalDispatcher:
     """Every expert is on this device."""
 
-    def __call__(self, x_TD: Tensor, routing: Routing, experts: Experts) -> Tensor:
-        return routed_experts(x_TD, routing.kept_ids_TK, routing.weights_TK, experts.gate_up_proj, experts.down_proj)
+    def __call__(self, x_TD: Tensor, routing: Routing, experts: Experts, shared: MLP | None) -> Tensor:
+        ids_TK, weights = routing.kept_ids_TK, (experts.gate_up_proj, experts.down_proj)
+        routed_TD = routed_experts(x_TD, ids_TK, routing.weights_TK, *weights)
+        return routed_TD if shared is None else routed_TD + shared(x_TD)
 
 
 class MoE(nn.Module):
@@ -132,7 +135,4 @@ class MoE(nn.Module):
         if dropping is not None:
             dropped_TK = dropped_pairs(routing.expert_ids_TK, routing.scores_TE, self.groups, dropping)
             routing = dataclasses.replace(routing, dropped_TK=dropped_TK)
-        routed_TD = self.dispatcher(x_TD, routing, self.experts)
-        if self.shared_experts is not None:
-            routed_TD = routed_TD + self.shared_experts(x_TD)
-        return routed_TD, routing
+        return self.dispatcher(x_TD, routing, self.experts, self.shared_experts), routing

@@ -2,7 +2,8 @@
 
     sort pairs by expert -> all-to-all to the experts' processes -> their SwiGLU -> all-to-all back -> gated sum
 
-The second `Dispatcher`. A process whose experts got no token, from itself or anyone, takes part all the same, forward
+While tokens travel to the experts, and while their gradients travel back, the shared experts compute (3.1.3). This is
+the second `Dispatcher`. A process whose experts got no token, from itself or anyone, takes part all the same, forward
 and backward, with nothing in its hands.
 
 Shapes: T tokens, E routed experts of which L are here, K experts a token, D hidden, P processes, N pairs of this
@@ -11,33 +12,76 @@ process's tokens in expert order, M pairs that all processes sent to the experts
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from leadline.model.moe import Experts, MoE, Routing
+from leadline.model.moe import MLP, Experts, MoE, Routing
 from leadline.ops.experts import combine, grouped_ffn, permute, sort_by_expert
 
 
-class _AllToAll(torch.autograd.Function):
-    """Rows to their processes; their gradients go the way back."""
+@dataclasses.dataclass
+class _Trip:
+    """One exchange of rows and the way back of their gradients, perhaps under way."""
+
+    sent: list[int]
+    received: list[int]
+    group: dist.ProcessGroup
+    way: tuple[dist.Work, Tensor, Tensor] | None = None
+
+    def start(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """What will have arrived, not to be looked at before `end`."""
+        rows = rows.contiguous()
+        out = rows.new_empty(sum(received), *rows.shape[1:])
+        work = dist.all_to_all_single(out, rows, received, sent, group=self.group, async_op=True)
+        assert work is not None
+        self.way = work, rows, out  # the rows stay until they have left
+        return out
+
+    def end(self) -> Tensor:
+        assert self.way is not None
+        work, _, out = self.way
+        work.wait()
+        self.way = None
+        return out
+
+
+class _Leave(torch.autograd.Function):
+    """Rows set out; in backward their gradients, which set out in `_Arrive`, are waited for."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _exchange(rows, sent, received, group)
+    def forward(ctx: Any, rows: Tensor, trip: _Trip) -> Tensor:
+        ctx.trip = trip
+        return trip.start(rows, trip.sent, trip.received)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(grads[0], ctx.received, ctx.sent, ctx.group), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.trip.end(), None
+
+
+class _Arrive(torch.autograd.Function):
+    """Rows are waited for; in backward their gradients set out. What is computed between the two runs meanwhile, in
+    either direction: autograd goes through nodes in the reverse of their order."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, trip: _Trip) -> Tensor:
+        ctx.trip = trip
+        return trip.end().view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.trip.start(grads[0], ctx.trip.received, ctx.trip.sent)
+        return grads[0], None
 
 
 def _exchange(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-    out = rows.new_empty(sum(received), *rows.shape[1:])
-    dist.all_to_all_single(out, rows.contiguous(), received, sent, group=group)
-    return out
+    """At once, without gradients."""
+    trip = _Trip(sent, received, group)
+    trip.start(rows, sent, received)
+    return trip.end()
 
 
 class AllToAllDispatcher:
@@ -47,7 +91,7 @@ class AllToAllDispatcher:
         self.group = group
         self.processes = dist.get_world_size(group)
 
-    def __call__(self, x_TD: Tensor, routing: Routing, experts: Experts) -> Tensor:
+    def __call__(self, x_TD: Tensor, routing: Routing, experts: Experts, shared: MLP | None) -> Tensor:
         here = experts.gate_up_proj.shape[0]
         order = sort_by_expert(routing.kept_ids_TK, here * self.processes)
         counts_PL = order.counts_E.view(self.processes, here)
@@ -55,11 +99,16 @@ class AllToAllDispatcher:
         sent, received = counts_PL.sum(1).tolist(), arriving_PL.sum(1).tolist()
         rows_ND = permute(x_TD, order)
         kept = sum(sent)  # dropped pairs are the last: they stay at home
-        rows_MD: Tensor = _AllToAll.apply(rows_ND[:kept], sent, received, self.group)  # type: ignore[no-untyped-call]
+        there = _Trip(sent, received, self.group)
+        rows_MD: Tensor = _Leave.apply(rows_ND[:kept], there)  # type: ignore[no-untyped-call]
+        shared_TD = None if shared is None else shared(x_TD)
+        rows_MD = _Arrive.apply(rows_MD, there)  # type: ignore[no-untyped-call]
         y_MD = self._experts(rows_MD, arriving_PL, experts)
-        y_ND: Tensor = _AllToAll.apply(y_MD, received, sent, self.group)  # type: ignore[no-untyped-call]
+        back = _Trip(received, sent, self.group)
+        y_ND: Tensor = _Arrive.apply(_Leave.apply(y_MD, back), back)  # type: ignore[no-untyped-call]
         dropped_ND = y_ND.new_zeros(rows_ND.shape[0] - kept, y_ND.shape[1])
-        return combine(torch.cat((y_ND, dropped_ND)), routing.weights_TK, order)
+        routed_TD = combine(torch.cat((y_ND, dropped_ND)), routing.weights_TK, order)
+        return routed_TD if shared_TD is None else routed_TD + shared_TD
 
     def _experts(self, rows_MD: Tensor, arriving_PL: Tensor, experts: Experts) -> Tensor:
         """Rows arrive by sender and, of each sender, by expert: by expert alone, through the experts, and back."""

@@ -276,7 +276,7 @@ def test_t12_experts_are_combined_in_float32_and_cast_once() -> None:
         routing = moe.gate(x)
         parts = torch.stack([expert_output(moe, x, routing, slot) for slot in range(TINY_V2.num_experts_per_tok)], 1)
         exact = torch.einsum("tkd,tk->td", parts.double(), routing.weights_TK.double())
-        routed = moe.dispatcher(x, routing, moe.experts)
+        routed = moe.dispatcher(x, routing, moe.experts, None)
     assert relative_error(routed, exact) < 2**-8, "within the rounding of one cast"
 
 
