@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from leadline.cli.options import MODEL, ModelOptions
-from leadline.errors import ConfigError, UserError
+from leadline.errors import ConfigError, DataError, UserError
 
 if TYPE_CHECKING:
     from leadline.eval.lm import LM
@@ -42,7 +42,7 @@ def evaluate(
     """Score a model on the paper's benchmarks, beside the published scores.
 
     Args:
-        tasks: The benchmarks to run; --list names them.
+        tasks: The benchmarks to run; --list names them. table2 stands for those of the paper's table 2.
         url: A server to ask instead of a model of one's own; --model is then the name of its model.
         api_key: The server's key or token.
         data: The benchmarks' files in their official layouts, one folder each; the hub's by default.
@@ -56,15 +56,16 @@ def evaluate(
         judge_api_key: The judge's key or token.
         list_: Name the tasks and stop.
     """
-    from leadline.eval.tasks import all_tasks, get_task
+    from leadline.eval.tasks import all_tasks, named
 
     if list_:
         print(listing(all_tasks()), end="")
         return
     if not tasks:
         raise UserError("name at least one task; leadline eval --list names them")
-    chosen = [get_task(name) for name in dict.fromkeys(tasks)]
+    chosen = named(tasks)
     check(chosen, limit=limit, shots=shots, allow_code=allow_code, judge=judge_url is not None)
+    check_data(chosen, data)
     with _lm(model, url, api_key) as lm, _server(judge_url, judge_api_key, judge_model) as judge:
         bench = _bench(chosen, lm, judge, chat=chat, allow_code=allow_code)
         runs = [_run(task, bench, data=data, limit=limit, shots=shots, out=out) for task in chosen]
@@ -98,6 +99,18 @@ def check(tasks: list[Task], *, limit: int | None, shots: int | None, allow_code
             raise UserError(f"{task.name} runs code that the model wrote, in a sandbox: allow it with --allow-code")
         if isinstance(task.method, Judge) and not judge:
             raise UserError(f"{task.name} needs a model that judges the answers: name its server with --judge-url")
+
+
+def check_data(tasks: list[Task], data: Path | None) -> None:
+    """Of many tasks the last should not be the one that says that its data is not here."""
+    absent = [task.name for task in tasks if data is None and task.needs_data and not task.hub]
+    if absent:
+        are, their = ("is", "its") if len(absent) == 1 else ("are", "their")
+        names = ", ".join(absent)
+        raise DataError(
+            f"{names} {are} not on the hub in {their} official layout: give the folder of {their} files with --data",
+            param="data",
+        )
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from leadline.eval.fake import Perfect, Random
 from leadline.eval.run import evaluate
 from leadline.eval.sandbox import Limits, Sandbox, why_not
 from leadline.eval.task import Bench, Choice, Item, Setup, Task, rating
-from leadline.eval.tasks import NAMES, all_tasks, get_task
+from leadline.eval.tasks import NAMES, all_tasks, get_task, named
 from leadline.eval.tasks.arithmetic import held_out, sums
 from leadline.eval.tasks.gsm8k import worked
 from leadline.eval.tasks.needle import NEEDLE, cut, made_text
@@ -46,6 +46,16 @@ def test_there_is_made_data_for_every_task() -> None:
     assert len(all_tasks()) == len(NAMES)
     with pytest.raises(UserError, match="mmlu"):
         get_task("mmlv")
+
+
+def test_a_table_of_the_paper_stands_for_its_benchmarks() -> None:
+    table = {row.benchmark for row in report.published() if row.table == "paper table 2"}
+    assert {task.benchmark for task in named(["table2"])} == table, "all of them are here"
+    assert [task.name for task in named(["table2", "mmlu", "needle", "needle"])][-1] == "needle"
+    assert len(named(["mmlu", "mmlu"])) == 1
+    assert "ifeval" in {task.name for task in named(["table3"])}
+    with pytest.raises(UserError, match="paper table 5 has no scores"):
+        named(["table5"])
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not get_task(name).runs_code])
