@@ -19,6 +19,7 @@ else:
     Base = AutoHTTPProtocol
 
 HEAD_SECONDS = 30.0  # from the connection, or from a head's first byte, to the head's end
+MOST_HEAD = 128 << 10  # bytes; h11 has a limit of its own, httptools none
 STALLED_SECONDS = 120.0  # in which a client takes nothing of an answer that waits for it
 
 
@@ -29,6 +30,7 @@ class Connection(Base):
         super().__init__(*args, **options)
         self._head: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -38,8 +40,11 @@ class Connection(Base):
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._has_head()
-        elif self._head is None and not self.transport.is_closing():
-            self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        elif not self.transport.is_closing():
+            self._head = self._head or self.loop.call_later(HEAD_SECONDS, self.transport.close)
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD:
+                self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -55,6 +60,7 @@ class Connection(Base):
         super().connection_lost(exc)
 
     def _has_head(self) -> None:
+        self._head_bytes = 0
         if self._head is not None:
             self._head.cancel()
             self._head = None

@@ -365,6 +365,9 @@ class Database:
         try:
             async with database.write() as connection:
                 await connection.run_sync(upgrade)
+        except BooksUnavailable as error:
+            await database.close()
+            raise ConfigError(f"{database.engine.url.render_as_string()}: {error.message}", param="database") from None
         except BaseException:
             await database.close()
             raise

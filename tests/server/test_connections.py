@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Generator
@@ -50,6 +51,18 @@ def test_a_head_that_does_not_end(hasty: LiveServer, sent: bytes) -> None:
     with connect(hasty) as sock:
         sock.sendall(sent)
         assert received(sock) == b""
+
+
+def test_a_head_without_bounds(hasty: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With either of uvicorn's parsers it is cut off, and not only after a while."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 60.0)
+    with connect(hasty) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(100):
+                sock.sendall(b"X-%d: " % number + b"x" * 10_000 + b"\r\n")
+            assert received(sock)[:12] in (b"", b"HTTP/1.1 400")
+    assert hasty.http.get("/health").status_code == 200
 
 
 def test_a_second_head_that_does_not_end(hasty: LiveServer) -> None:

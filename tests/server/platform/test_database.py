@@ -127,6 +127,13 @@ async def _first_release(path: Path) -> None:
     await engine.dispose()
 
 
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "leadline.db"
+    path.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(ConfigError, match=r"leadline\.db: .*file is not a database"):
+        asyncio.run(Database.open(file_url(path)))
+
+
 @pytest.mark.parametrize("url", ["nonsense", "oracle+nothing://x", "postgresql+psycopg://x/y"])
 def test_a_url_that_cannot_be_used_is_told(url: str) -> None:
     with pytest.raises(ConfigError, match="database URL"):
