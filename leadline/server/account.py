@@ -132,6 +132,7 @@ class AccountRoutes:
         email = accounts.normal_email(given.email)
         check_password(given.password, email)
         store, now = self.platform.store, self.platform.store.now()
+        self.platform.enter(address(request))
         with self.platform.attempt(address(request), "sign-up"):
             password = await self.platform.passwords.hash(given.password)
             async with store.database.write() as connection:
@@ -355,6 +356,7 @@ class AccountRoutes:
         """The visitor's row, if they know the password; who never had one came by a link, and is believed."""
         async with self.platform.store.database.read() as connection:
             user = await accounts.get_user(connection, visitor.owner)
+        self.platform.enter(address(request))
         with self.platform.attempt(address(request), f"password {user.id}"):
             if user.password and not await self.platform.password_fits(user, password):
                 raise AuthenticationError("wrong password", code="wrong_password")

@@ -59,6 +59,7 @@ class PlatformSettings:
     price: Price = DEFAULT_PRICE
     requests_per_minute: int = 600
     concurrency: int = 32
+    entries_per_minute: int = 60  # of one address: each sign-up and sign-in costs a core for a moment
     trusted_proxies: tuple[str, ...] = ()  # whose X-Forwarded-For and -Proto are believed
     durable: bool = True
     linger_seconds: float = LINGER_SECONDS  # how long an answer on the site goes on when nobody watches it
@@ -160,6 +161,7 @@ class Platform:
     async def check_login(self, email: str, password: str, address: str) -> Row[Any]:
         """The user whose password this is. Someone unknown takes as long, and is told the same."""
         store = self.store
+        self.enter(address)
         with self.attempt(address, email.strip().lower()):
             async with store.database.read() as connection:
                 user = await find_user(connection, email)
@@ -170,6 +172,10 @@ class Platform:
             async with store.database.write() as connection:
                 await change_user(connection, user.id, password=stronger)
         return user
+
+    def enter(self, address: str) -> None:
+        """Raises when one address signs up or in too often, also when each time it may: a password's hash is work."""
+        self.rates.take(("address", network(address)), self.settings.entries_per_minute)
 
     async def password_fits(self, user: Row[Any] | None, password: str) -> bool:
         stored = user.password if user is not None and user.state == "active" else ""

@@ -152,7 +152,8 @@ def live_site(
     if fresh:
         empty_database(folder)
     price = Price(0, "", 0, HIT, MISS, OUTPUT)
-    given = {"price": price, "durable": False, "requests_per_minute": 100_000, "concurrency": 1000, **(options or {})}
+    limits = {"requests_per_minute": 100_000, "concurrency": 1000, "entries_per_minute": 100_000}
+    given = {"price": price, "durable": False, **limits, **(options or {})}
     settings = PlatformSettings(folder, **given)
     platform = Platform(settings, passwords=Passwords(HASHER))
     with live_server(tokenizer, server, platform=platform, grace=grace, **engine) as live:

@@ -232,6 +232,20 @@ def test_deletion_forgets_who_it_was_and_keeps_the_books(site: Site) -> None:
     site.user(email="gone@example.org")  # the address is free again
 
 
+def test_one_address_signs_up_and_in_only_so_often(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Also when each time it may: whoever has a password must not keep the cores busy with it."""
+    with live_site(tokenizer, tmp_path, options={"entries_per_minute": 3, "signup": "open"}) as site:
+        site.user(email="ada@example.org")
+        login = {"email": "ada@example.org", "password": PASSWORD}
+        answers = [site.client().post("/api/login", json=login) for _ in range(2)]
+        for number in range(2):
+            sign_up = {"email": f"new{number}@example.org", "password": NEW, "terms": 1}
+            answers.append(site.client().post("/api/signup", json=sign_up))
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert answers[-1].json()["error"]["code"] == "rate_limit_exceeded"
+        assert int(answers[-1].headers["retry-after"]) <= 20
+
+
 # ---- keys, money, usage --------------------------------------------------------------------------------------------
 
 
