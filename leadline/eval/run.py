@@ -46,7 +46,7 @@ def evaluate(
     progress: bool = False,
 ) -> Run:
     """Ask every item, or `limit` of them, that `out` does not hold yet."""
-    items = choose(task.load(setup), limit)
+    items = choose(load(task, setup), limit)
     if not items:
         raise DataError(f"{task.name} has no items in {setup.source.folder}", param="data")
     head = heading(task, bench, setup, items, limit)
@@ -60,6 +60,17 @@ def evaluate(
                 write(dataclasses.asdict(result))
                 advance()
     return Run(task, head, tuple(done[item.id] for item in items))
+
+
+def load(task: Task, setup: Setup) -> Sequence[Item]:
+    """The task's items. What a row lacks is the data's fault, wherever in the loader it shows."""
+    try:
+        return task.load(setup)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(
+            f"{task.name}: a row of its data is not in the official layout ({what})", param="data"
+        ) from error
 
 
 def _asked(task: Task, items: Sequence[Item], bench: Bench) -> list[Result]:
