@@ -11,19 +11,29 @@ of an earlier owner included, and gives them no weight; zero times NaN would sti
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from leadline.errors import ConfigError
 from leadline.model.config import PACKED_CACHES, ModelConfig
 from leadline.ops.attention import Rows
+from leadline.ops.cpu.memory import allocate
 from leadline.ops.latent import LatentFormat, PackedLatents
 
 PAGE_SIZE = 64
 
 
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return allocate(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+
+
 class PagedCache:
-    """`pages` pages of `page_size` rows for every layer, allocated at once.
+    """`pages` pages of `page_size` rows for every layer, allocated at once; on a CPU the machine gives them as they are
+    written to, so that a server which could hold a hundred conversations takes the memory of those it has.
 
     `storage` is (layers, pages * page_size, row) of `dtype`; with a `format` (layers, pages, bytes of a page) uint8.
     """
@@ -44,9 +54,9 @@ class PagedCache:
         self.format = format
         layers = config.num_hidden_layers
         if format is None:
-            self.storage = torch.zeros(layers, pages * page_size, self.row, dtype=dtype, device=device)
+            self.storage = _zeros((layers, pages * page_size, self.row), dtype, device)
         else:
-            self.storage = torch.zeros(layers, pages, page_size * format.row_bytes, dtype=torch.uint8, device=device)
+            self.storage = _zeros((layers, pages, page_size * format.row_bytes), torch.uint8, device)
 
     @property
     def device(self) -> torch.device:

@@ -44,7 +44,10 @@ _KNOWN: tuple[tuple[str, Mapping[str, Any]], ...] = (
         r"deepseek",
         {"name": "DeepSeek Model License", "url": DEEPSEEK_LICENCE, "restrictions": list(DEEPSEEK_RESTRICTIONS)},
     ),
-    (r"^leadline", {"name": "CC BY-SA 4.0", "url": CC_BY_SA, "note": "the small model that ships with leadline"}),
+    (
+        r"^leadline-small$",
+        {"name": "CC BY-SA 4.0", "url": CC_BY_SA, "note": "the small model that ships with leadline"},
+    ),
 )
 
 

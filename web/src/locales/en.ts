@@ -406,7 +406,7 @@ export const en = {
   'vouchers.used': 'Used',
   'vouchers.valid': 'Code valid for days',
   'welcome.embedded':
-    'You are talking to {model}, the very small model that comes with leadline. It chats in simple words, tells short stories and adds numbers up to 999. It makes facts up and cannot write code.',
+    'You are talking to {model}, the very small model that comes with leadline. It chats in simple words, tells short stories and adds numbers of two or three digits. It makes facts up and cannot write code.',
   'welcome.larger': 'A large model takes 9 GB of disk and about 10 GB of memory once it is here (31 GB are downloaded):',
   'welcome.temporary': 'A chat that leaves no trace',
   'welcome.temporaryText': 'It is not in your history, not in search, and gone when you leave. Only what it cost is recorded.',

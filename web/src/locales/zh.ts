@@ -407,7 +407,7 @@ export const zh: Words = {
   'vouchers.text': '兑换码归先兑换者所有。请自行分发，兑换码只显示一次。',
   'vouchers.used': '使用情况',
   'vouchers.valid': '兑换码有效天数',
-  'welcome.embedded': '正在与 {model} 对话。这是 leadline 自带的极小模型：能用简单的话聊天、讲小故事、算三位数以内的加减法；会编造事实，不会写代码。',
+  'welcome.embedded': '正在与 {model} 对话。这是 leadline 自带的极小模型：能用简单的话聊天、讲小故事、算两三位数的加减法；会编造事实，不会写代码。',
   'welcome.larger': '想用大模型，请这样启动（需下载 31 GB，留下 9 GB，运行约需 10 GB 内存）：',
   'welcome.temporary': '不留痕迹的对话',
   'welcome.temporaryText': '不进入历史和搜索，离开后即消失，只记录费用。',
