@@ -6,25 +6,24 @@ command line. Secrets that it makes are printed once and kept nowhere.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App
 
+from leadline.cli.books import on_books, the_user
 from leadline.cli.options import STORE, StoreOptions
-from leadline.errors import InvalidRequest, NotFound
+from leadline.cli.support import COMMANDS
+from leadline.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from leadline.server.store import Store
 
-T = TypeVar("T")
-
 app = App(name="admin", help="Users, credit, prices, vouchers and invitations, on the database itself.")
+for _each in COMMANDS:
+    app.command(_each)
 
 
 @app.command
@@ -46,7 +45,7 @@ def users(query: str = "", /, *, store: StoreOptions = STORE) -> None:
         has = await balances(connection, [row.id for row in rows], opened.now())
         return [(str(row.id), row.email, row.role, row.state, format_money(has[row.id].total)) for row in rows]
 
-    for columns in _run(store, work):
+    for columns in on_books(store, work):
         print(*columns, sep="\t")
 
 
@@ -66,7 +65,7 @@ def user(email: str, /, *, role: Literal["user", "admin"] = "user", store: Store
         await accounts.note(connection, "user", f"user:{row.id}", now=now, role=role)
         return await accounts.make_link(connection, opened.secrets, "reset", now=now, user_id=row.id)
 
-    print(_run(store, work))
+    print(on_books(store, work))
 
 
 @app.command
@@ -93,11 +92,11 @@ def change(
         raise InvalidRequest("say --role or --state")
 
     async def work(connection: AsyncConnection, opened: Store) -> None:
-        row = await _user(connection, email)
+        row = await the_user(connection, email)
         await accounts.change_user(connection, row.id, **values)
         await accounts.note(connection, "user change", f"user:{row.id}", now=opened.now(), **values)
 
-    _run(store, work)
+    on_books(store, work)
 
 
 @app.command
@@ -110,11 +109,11 @@ def reset(email: str, /, *, store: StoreOptions = STORE) -> None:
     from leadline.server import accounts
 
     async def work(connection: AsyncConnection, opened: Store) -> str:
-        row = await _user(connection, email)
+        row = await the_user(connection, email)
         await accounts.note(connection, "reset link", f"user:{row.id}", now=opened.now())
         return await accounts.make_link(connection, opened.secrets, "reset", now=opened.now(), user_id=row.id)
 
-    print(_run(store, work))
+    print(on_books(store, work))
 
 
 @app.command
@@ -129,13 +128,13 @@ def key(email: str, /, *, name: str = "", control_tokens: bool = False, store: S
     from leadline.server import accounts, keys
 
     async def work(connection: AsyncConnection, opened: Store) -> str:
-        row = await _user(connection, email)
+        row = await the_user(connection, email)
         spec = keys.KeySpec(name=name[:100], control_tokens=control_tokens)
         made, secret = await keys.create_key(connection, opened.secrets, row.id, spec, opened.now())
         await accounts.note(connection, "key", f"user:{row.id}", now=opened.now(), key=made.id)
         return secret
 
-    print(_run(store, work))
+    print(on_books(store, work))
 
 
 @app.command
@@ -158,87 +157,13 @@ def grant(
         raise InvalidRequest("the amount and the days must be above 0")
 
     async def work(connection: AsyncConnection, opened: Store) -> None:
-        row = await _user(connection, email)
+        row = await the_user(connection, email)
         kind: Literal["granted", "topped_up"] = "topped_up" if topped_up else "granted"
         now = opened.now()
         await wallet.grant(connection, row.id, money, ref="command line", now=now, kind=kind, days=days)
         await accounts.note(connection, "grant", f"user:{row.id}", now=now, amount=amount, kind=kind)
 
-    _run(store, work)
-
-
-@app.command
-def correct(email: str, amount: str, /, *, store: StoreOptions = STORE) -> None:
-    """Take money back from a user, as far as no running request holds it; the ledger keeps both entries.
-
-    Args:
-        email: The user's address.
-        amount: As 12.50, with up to nine decimals.
-    """
-    from leadline.server import accounts, ledger
-    from leadline.server.money import parse_money
-
-    money = parse_money(amount)
-    if money == 0:
-        raise InvalidRequest("the amount must be above 0")
-
-    async def work(connection: AsyncConnection, opened: Store) -> None:
-        row, now = await _user(connection, email), opened.now()
-        await ledger.debit(connection, row.id, money, ref="command line", now=now)
-        await accounts.note(connection, "correction", f"user:{row.id}", now=now, amount=amount)
-
-    _run(store, work)
-
-
-@app.command
-def delete(email: str, /, *, yes: bool = False, store: StoreOptions = STORE) -> None:
-    """Delete a user's account: name, address, keys and chats go, money is lost, bills stay under a number.
-
-    Args:
-        email: The user's address.
-        yes: It is meant; nothing brings the account back but a backup.
-    """
-    from leadline.server import accounts
-    from leadline.server.erase import erase_user
-
-    if not yes:
-        raise InvalidRequest(f"this cannot be undone; to delete the account of {email}, say --yes")
-
-    async def work(connection: AsyncConnection, opened: Store) -> None:
-        row, now = await _user(connection, email), opened.now()
-        await erase_user(connection, row.id, now)
-        await accounts.note(connection, "user deletion", f"user:{row.id}", now=now)
-
-    _run(store, work)
-
-
-@app.command
-def usage(
-    *,
-    by: str = "user",
-    user: str | None = None,
-    since: str = "0000-01-01",
-    until: str = "9999-12-31",
-    store: StoreOptions = STORE,
-) -> None:
-    """Print what was used and what it cost, as a table with commas.
-
-    Args:
-        by: What a row is for: some of day, user, model and key, with commas between.
-        user: Only this user's; the email address.
-        since: The first day, as 2026-01-31.
-        until: The last day.
-    """
-    from leadline.server.routes import report_days, report_groups
-    from leadline.server.wallet import usage_csv, usage_report
-
-    groups, (first, last) = report_groups(by, ("day", "user", "model", "key")), report_days(since, until)
-
-    async def work(connection: AsyncConnection, _: Store) -> str:
-        user_id = None if user is None else int((await _user(connection, user)).id)
-        return usage_csv(await usage_report(connection, groups, user_id=user_id, since=first, until=last), groups)
-
-    print(_run(store, work), end="")
+    on_books(store, work)
 
 
 @app.command
@@ -276,7 +201,7 @@ def price(
         rows = await connection.execute(prices.select().order_by(prices.c.model, prices.c.version))
         return [(row.model, row.version, *map(format_price, (row.hit, row.miss, row.output))) for row in rows]
 
-    for columns in _run(store, work):
+    for columns in on_books(store, work):
         print(*columns, sep="\t")
 
 
@@ -311,7 +236,7 @@ def voucher(
         await accounts.note(connection, "vouchers", f"{count} vouchers", now=now, amount=amount)
         return codes
 
-    print(*_run(store, work), sep="\n")
+    print(*on_books(store, work), sep="\n")
 
 
 @app.command
@@ -352,7 +277,7 @@ def invite(
             uses=uses,
         )
 
-    print(_run(store, work))
+    print(on_books(store, work))
 
 
 @app.command
@@ -363,7 +288,7 @@ def check(*, store: StoreOptions = STORE) -> int:
     async def work(connection: AsyncConnection, _: Store) -> list[str]:
         return await faults(connection)
 
-    found = _run(store, work)
+    found = on_books(store, work)
     print(*(found or ["the books add up"]), sep="\n")
     return 1 if found else 0
 
@@ -404,11 +329,11 @@ def link(email: str, /, *, store: StoreOptions = STORE) -> None:
     from leadline.server import accounts
 
     async def work(connection: AsyncConnection, opened: Store) -> str:
-        row = await _user(connection, email)
+        row = await the_user(connection, email)
         await accounts.note(connection, "sign-in link", f"user:{row.id}", now=opened.now())
         return await accounts.make_link(connection, opened.secrets, "signin", now=opened.now(), user_id=row.id)
 
-    print(_run(store, work))
+    print(on_books(store, work))
 
 
 @app.command
@@ -428,7 +353,7 @@ def terms(file: Path | None = None, /, *, store: StoreOptions = STORE) -> None:
         await accounts.note(connection, "terms", f"version {version}", now=opened.now())
         return f"version {version}"
 
-    print(_run(store, work))
+    print(on_books(store, work))
 
 
 def _text(file: Path) -> str:
@@ -441,23 +366,3 @@ def _text(file: Path) -> str:
 def _only_a_file(store: StoreOptions) -> None:
     if store.database is not None:
         raise InvalidRequest("a database elsewhere has backups of its own; this is for the file in the data folder")
-
-
-def _run(options: StoreOptions, work: Callable[[AsyncConnection, Store], Awaitable[T]]) -> T:
-    """`work` in one transaction."""
-    from leadline.server.store import open_store
-
-    async def run() -> T:
-        async with open_store(options.folder, options.database) as opened, opened.database.write() as connection:
-            return await work(connection, opened)
-
-    return asyncio.run(run())
-
-
-async def _user(connection: AsyncConnection, email: str) -> Row[Any]:
-    from leadline.server.accounts import find_user
-
-    row = await find_user(connection, email)
-    if row is None:
-        raise NotFound(f"there is no user {email}")
-    return row

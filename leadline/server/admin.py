@@ -99,6 +99,7 @@ _ROUTES: tuple[Route, ...] = (
     ("POST", "/users/{user_id}/corrections", "correct", GrantBody),
     ("POST", "/users/{user_id}/reset", "reset_link", None),
     ("POST", "/users/{user_id}/delete", "delete_user", None),
+    ("DELETE", "/users/{user_id}/keys/{key_id}", "revoke_key", None),
     ("GET", "/users/{user_id}", "user", None),
     ("GET", "/users/{user_id}/ledger", "user_ledger", None),
     ("POST", "/prices", "make_price", PriceBody),
@@ -162,6 +163,15 @@ class AdminRoutes:
             await accounts.get_user(connection, user_id)
             rows = await wallet.list_entries(connection, user_id, before=before)
         return json_response({"data": [entry_card(row) for row in rows]})
+
+    async def revoke_key(self, request: Request, user_id: RowId, key_id: RowId) -> Response:
+        """For one that has leaked and whose owner is not there."""
+        operator = await self._operator(request)
+        store = self.platform.store
+        async with store.database.write() as connection:
+            await keys.revoke_key(connection, user_id, key_id, store.now())
+            await self._note(connection, request, operator, "key revoked", f"user:{user_id}", key=key_id)
+        return json_response({"ok": True})
 
     async def delete_user(self, request: Request, user_id: RowId) -> Response:
         """For who asks to be forgotten and cannot sign in any more."""

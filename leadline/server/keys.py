@@ -73,6 +73,18 @@ async def revoke_key(connection: AsyncConnection, user_id: int, key_id: int, now
         raise NotFound("there is no such key", code="key_not_found")
 
 
+async def revoke_any_key(connection: AsyncConnection, made: Secrets, key: str, now: int) -> Row[Any]:
+    """By its number or by itself, for operators; its row."""
+    found = api_keys.c.digest == made.digest("key", key)
+    if key.isascii() and key.isdigit() and len(key) <= 18:
+        found = api_keys.c.id == int(key)
+    change = update(api_keys).where(and_(found, api_keys.c.revoked.is_(None))).values(revoked=now)
+    row: Row[Any] | None = (await connection.execute(change.returning(api_keys))).one_or_none()
+    if row is None:
+        raise NotFound("there is no such key", code="key_not_found")
+    return row
+
+
 async def touch_key(connection: AsyncConnection, key_id: int, now: int) -> None:
     await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(last_used=now))
 

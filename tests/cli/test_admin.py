@@ -70,6 +70,21 @@ def test_what_a_user_asks_an_operator_for(admin: Admin) -> None:
     assert admin.out("usage", "--by", "day,user") == [
         "day,user,email,requests,cached_tokens,miss_tokens,completion_tokens,amount"
     ]
+    assert [line.split("\t")[1:] for line in admin.out("ledger", "ada@example.org")] == [
+        ["correction", "command line", "-1.50"],
+        ["grant", "command line", "5.00"],
+    ]
+    assert len(admin.out("ledger", "ada@example.org", "--limit", "1")) == 1
+    first, leaked = (admin.out("key", "ada@example.org", "--name", name)[0] for name in ("laptop", "leaked"))
+    listed = [line.split("\t") for line in admin.out("keys", "ada@example.org")]
+    assert [line[1:] for line in listed] == [
+        ["laptop", f"{first[:6]}...{first[-4:]}", "never", "0.00"],
+        ["leaked", f"{leaked[:6]}...{leaked[-4:]}", "never", "0.00"],
+    ]
+    admin.out("revoke", leaked)
+    assert "no such key" in admin.error("revoke", leaked)
+    admin.out("revoke", listed[0][0])
+    assert admin.out("keys", "ada@example.org") == []
     assert "--yes" in admin.error("delete", "ada@example.org")
     admin.out("delete", "ada@example.org", "--yes")
     assert admin.out("users", "ada") == []

@@ -420,6 +420,10 @@ def test_an_operator_sees_what_a_user_asks_about(site: Site) -> None:
     assert seen["balance"]["total"] == browser.get("/api/balance").json()["total"]
     assert [key["name"] for key in seen["keys"]] == ["laptop"]
     assert secret not in str(seen)
+    leaked = f"/api/admin/users/{user_id}/keys/{seen['keys'][0]['id']}"
+    assert operator.delete(f"/api/admin/users/{site.user()}/keys/{seen['keys'][0]['id']}").status_code == 404
+    assert operator.delete(leaked).status_code == 200
+    assert site.client(secret).get("/v1/models").status_code == 401
     entries = operator.get(f"/api/admin/users/{user_id}/ledger").json()["data"]
     assert entries == browser.get("/api/ledger").json()["data"]
     assert [entry["kind"] for entry in entries] == ["usage", "grant"]
