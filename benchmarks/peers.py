@@ -1,8 +1,13 @@
 """leadline beside llama.cpp and ik_llama.cpp on a CPU: random weights of the V2-Lite shape, whole, in 4 bits.
 
+Each table is asked for in two steps:
+
     python benchmarks/peers.py prepare --gguf-python ENV/bin/python --home DIR
     python benchmarks/peers.py run --home DIR --llama ENV/bin/python [--ik ENV2/bin/python] --rounds 3
-    python benchmarks/peers.py run --home DIR --llama ENV/bin/python --rounds 2 --long 2048 8192   # a table of its own
+    python benchmarks/peers.py run --home DIR --llama ENV/bin/python --rounds 2 --long 2048 8192
+
+`--layers 8 --bits 8` with both of them is for 8 bits: with a repacked copy the peers' whole model does not fit into
+24 GB. The last two make tables of their own.
 
 `prepare` writes each engine's own format tensor by tensor: no bf16 model is ever on the disk or in memory. `run` starts
 every engine in every round, in turns, each alone in memory, so that a change of the machine's mood meets all alike.
@@ -29,6 +34,7 @@ from machine import describe
 
 HERE = Path(__file__).parent
 THREADS = 2
+LAYERS = 27
 PREFILL = [128, 512]
 DECODE = [(128, 16, 1), (8, 4, 16)]
 BATCH = "decode 8 x 16"
@@ -38,8 +44,8 @@ AVX2 = "leadline, AVX2"
 HEAD = """\
 # On a CPU, beside its peers{title}
 
-Random weights of the V2-Lite shape, 27 layers, 4 bits ({bits:.2f} bits a weight of what leadline reads for a token,
-scales counted; Q4_0 is 4.5, its attn_k_b Q5_0), {threads} threads, {rounds} rounds in turns, each engine alone in
+Random weights of the V2-Lite shape, {layers} layers, {names} ({bits:.2f} bits a weight of what leadline reads for a
+token, scales counted; {theirs}), {threads} threads, {rounds} rounds in turns, each engine alone in
 memory. Medians over the rounds, in brackets their range; tokens a second. The ratio is to the fastest of the others.
 
 Machine: {cpu}, {isa}, {cores} cores, {memory_gib} GiB; {system}, Python {python}, torch {torch}, leadline {leadline};
@@ -67,15 +73,25 @@ TAIL = """\
 """
 
 
-def prepare(home: Path, python: Path) -> None:
-    """The GGUF file and the quantised folder, where they are not there yet."""
-    home.mkdir(parents=True, exist_ok=True)
-    if not (home / "lite.gguf").is_file():
-        subprocess.run([python, HERE / "peers_gguf.py", home / "lite.gguf"], check=True)
-    if not (home / "leadline" / "leadline.json").is_file():
+def files(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The GGUF file, and the quantised folder."""
+    home: Path = options.home
+    usual = (options.layers, options.bits) == (LAYERS, 4)
+    which = "" if usual else f"-{options.layers}-layers-{options.bits}-bits"
+    return home / f"lite{which}.gguf", home / f"leadline{which}"
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Writes both where they are not there yet."""
+    options.home.mkdir(parents=True, exist_ok=True)
+    gguf, folder = files(options)
+    if not gguf.is_file():
+        shape = ["--layers", str(options.layers), "--bits", str(options.bits)]
+        subprocess.run([str(options.gguf_python), str(HERE / "peers_gguf.py"), str(gguf), *shape], check=True)
+    if not (folder / "leadline.json").is_file():
         from peers_leadline import write_random_folder
 
-        write_random_folder(home / "leadline")
+        write_random_folder(folder, options.layers, "int4" if options.bits == 4 else "int8")
 
 
 def limits() -> dict[str, float]:
@@ -107,10 +123,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "decode": [(length, 16, 1) for length in long] or DECODE,
         "mmap": True,
     }
-    home: Path = options.home
+    gguf, folder = files(options)
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     if name in (AVX2, "leadline"):
-        command = [sys.executable, HERE / "peers_leadline.py", home / "leadline"]
+        command = [sys.executable, HERE / "peers_leadline.py", folder]
         if name == AVX2:
             environment["LEADLINE_ISA"] = "avx2"
     else:
@@ -118,7 +134,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         python, module = (options.llama, "llama_cpp") if name == "llama.cpp" else ik
         if name == "ik_llama.cpp":
             case["options"] = {"flash_attn": False}  # it aborts on the sums that random weights give
-        command = [python, HERE / "peers_llama.py", module, home / "lite.gguf"]
+        command = [python, HERE / "peers_llama.py", module, gguf]
     done = subprocess.run([*command, json.dumps(case)], env=environment, capture_output=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr.decode(errors='replace')[-2000:]}")
@@ -160,7 +176,10 @@ def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
     rows = [_row(case, names, rates) for case in rates["leadline"]]
     values: dict[str, Any] = {
         **describe(),
-        "title": f", after {' and '.join(f'{length:,}' for length in options.long)} tokens" if options.long else "",
+        "title": _title(options),
+        "layers": options.layers,
+        "names": f"{options.bits} bits",
+        "theirs": "Q4_0 is 4.5, its attn_k_b Q5_0" if options.bits == 4 else "Q8_0 is 8.5",
         "llama": options.llama_version,
         "bits": ours["active_bits"],
         "threads": THREADS,
@@ -181,6 +200,12 @@ def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
     result = {"machine": describe(), "rounds": rounds}
     options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(options.output.with_suffix(".png"), names, rates)
+
+
+def _title(options: argparse.Namespace) -> str:
+    if options.long:
+        return f", after {' and '.join(f'{length:,}' for length in options.long)} tokens"
+    return "" if options.bits == 4 else ", in 8 bits"
 
 
 def _bounds(rounds: list[dict[str, Any]], read: float, rates: dict[str, list[float]]) -> dict[str, float]:
@@ -259,13 +284,18 @@ def main() -> None:
     parser.add_argument("--avx2", action="store_true", help="leadline on AVX2 alone as well")
     long = "instead of the usual cases, prefill of these lengths and decode after them: minutes for some"
     parser.add_argument("--long", type=int, nargs="+", default=[], help=long)
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--bits", type=int, choices=[4, 8], default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--note", default="", help="a line under the table")
-    parser.add_argument("--output", type=Path, help="of the tables; benchmarks/results/peers or peers_long by default")
+    parser.add_argument(
+        "--output", type=Path, help="of the tables; benchmarks/results/peers, peers_long or peers_int8 by default"
+    )
     options = parser.parse_args()
-    options.output = options.output or HERE / "results" / ("peers_long" if options.long else "peers")
+    table = "peers_long" if options.long else "peers" if options.bits == 4 else "peers_int8"
+    options.output = options.output or HERE / "results" / table
     if options.what == "prepare":
-        prepare(options.home, options.gguf_python)
+        prepare(options)
     elif options.what == "run":
         run(options)
     else:

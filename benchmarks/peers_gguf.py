@@ -1,11 +1,12 @@
 """A GGUF file of the V2-Lite shape with random weights, written tensor by tensor: no model is ever in memory.
 
-    python benchmarks/peers_gguf.py OUT.gguf [--layers 27]
+    python benchmarks/peers_gguf.py OUT.gguf [--layers 27] [--bits 4]
 
 Run it where the `gguf` package is installed. Architecture `deepseek2` with latent attention: attn_k_b and attn_v_b as
 llama.cpp reads them, and attn_kv_b too for engines that still ask for it. Everything is Q4_0 but what the published
 quantisations keep larger as well: attn_k_b, whose rows of 128 llama.cpp's matrix units take as Q5_0, and the float32
-gate and norms. Blocks repeat after an odd number of bytes: nobody reads them for their sense.
+gate and norms. With 8 bits all that is quantised is Q8_0. Blocks repeat after an odd number of bytes: nobody reads
+them for their sense.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import numpy as np
 
 D, HEADS, NOPE, ROPE, VALUE, RANK = 2048, 16, 128, 64, 128, 512
 DENSE, EXPERTS, CHOSEN, SHARED, INNER, VOCABULARY = 10944, 64, 6, 2, 1408, 102400
-SCALE = np.float16(0.02 / 4.32)  # the standard deviation of uniform codes from 1 to 15, in steps
-BLOCK_BYTES = {"Q4_0": 18, "Q5_0": 22, "F32": 4}
+DEVIATION = {"Q4_0": 4.32, "Q5_0": 9.23, "Q8_0": 73.6}  # of uniform codes, in steps
+BLOCK_BYTES = {"Q4_0": 18, "Q5_0": 22, "Q8_0": 34, "F32": 4}
 CHUNK = 1 << 20  # blocks made at a time
 
 
@@ -29,9 +30,11 @@ def blocks(kind: str, count: int, chance: np.random.Generator) -> np.ndarray:
     shape = (min(count, CHUNK - 3), BLOCK_BYTES[kind])
     if kind == "Q4_0":
         made = chance.integers(1, 16, shape, dtype=np.uint8) | chance.integers(1, 16, shape, dtype=np.uint8) << 4
+    elif kind == "Q8_0":
+        made = chance.integers(-127, 128, shape, dtype=np.int8).view(np.uint8)
     else:
         made = chance.integers(0, 256, shape, dtype=np.uint8)
-    made[:, :2] = np.frombuffer(SCALE.tobytes(), dtype=np.uint8)
+    made[:, :2] = np.frombuffer(np.float16(0.02 / DEVIATION[kind]).tobytes(), dtype=np.uint8)
     return np.resize(made, (count, BLOCK_BYTES[kind]))
 
 
@@ -87,7 +90,7 @@ def ffn() -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
-def describe(writer: gguf.GGUFWriter, layers: int, *, legacy: bool) -> None:
+def describe(writer: gguf.GGUFWriter, layers: int, bits: int, *, legacy: bool) -> None:
     writer.add_context_length(163840)
     writer.add_embedding_length(D)
     writer.add_feed_forward_length(DENSE)
@@ -119,14 +122,14 @@ def describe(writer: gguf.GGUFWriter, layers: int, *, legacy: bool) -> None:
     writer.add_expert_weights_scale(1.0)
     writer.add_expert_weights_norm(False)
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0 if bits == 4 else gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_tokenizer_model("no_vocab")
 
 
-def write(path: Path, layers: int, *, legacy: bool) -> None:
+def write(path: Path, layers: int, bits: int, *, legacy: bool) -> None:
     """`legacy`: attn_kv_b instead of its two parts, for engines that split it themselves."""
     writer = gguf.GGUFWriter(path, "deepseek2")
-    describe(writer, layers, legacy=legacy)
+    describe(writer, layers, bits, legacy=legacy)
     chance = np.random.default_rng(0)
     wanted = shapes(layers)
     if legacy:
@@ -134,6 +137,8 @@ def write(path: Path, layers: int, *, legacy: bool) -> None:
             for name in ("attn_k_b", "attn_v_b"):
                 del wanted[f"blk.{layer}.{name}.weight"]
             wanted[f"blk.{layer}.attn_kv_b.weight"] = ((HEADS * (NOPE + VALUE), RANK), "Q4_0")
+    if bits == 8:
+        wanted = {name: (shape, kind if kind == "F32" else "Q8_0") for name, (shape, kind) in wanted.items()}
     for name, (shape, kind) in wanted.items():
         rows = (*shape[:-1], shape[-1] // 32 * BLOCK_BYTES[kind]) if kind != "F32" else shape
         size = int(np.prod(rows)) * (4 if kind == "F32" else 1)
@@ -151,9 +156,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--layers", type=int, default=27)
+    parser.add_argument("--bits", type=int, choices=[4, 8], default=4)
     parser.add_argument("--legacy", action="store_true", help="attn_kv_b in one piece")
     options = parser.parse_args()
-    write(options.output, options.layers, legacy=options.legacy)
+    write(options.output, options.layers, options.bits, legacy=options.legacy)
 
 
 if __name__ == "__main__":

@@ -31,17 +31,15 @@ from leadline.model.config import V2_LITE, ModelConfig
 from leadline.model.cpu import CpuModel
 from leadline.ops.cpu.mapped import settle
 
-RECIPE: Recipe = "int4"
 
-
-def write_random_folder(folder: Path, layers: int = V2_LITE.num_hidden_layers) -> None:
+def write_random_folder(folder: Path, layers: int = V2_LITE.num_hidden_layers, recipe: Recipe = "int4") -> None:
     """A quantised folder of random weights, written region by region."""
     config = dataclasses.replace(V2_LITE, num_hidden_layers=layers)
-    found = regions(config, RECIPE)
+    found = regions(config, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     block = create_file(folder / FILE, found)
     fill_regions(found, block)
-    report = Report(RECIPE, total_bytes(found), bits_per_weight(found), active_bits(found, config), {})
+    report = Report(recipe, total_bytes(found), bits_per_weight(found), active_bits(found, config), {})
     write_folder(EMBEDDED, folder, config, report, checksums(block, found))
 
 
