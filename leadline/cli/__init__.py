@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from leadline import __version__
 from leadline.config import did_you_mean
-from leadline.errors import DISK_FULL, LeadlineError, ResourceError, UserError
+from leadline.errors import DISK_FULL, AuthenticationError, LeadlineError, ResourceError, UserError
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -99,6 +99,9 @@ def run(argv: Sequence[str]) -> int:
     try:
         code = _call(argv)
         sys.stdout.flush()
+    except AuthenticationError as error:
+        option = "--engine-key" if argv[0] == "serve" else "--api-key or LEADLINE_API_KEY"
+        return _fail(error, f"; {option} gives the key")
     except LeadlineError as error:
         return _fail(error)
     except ImportError as error:
@@ -130,8 +133,8 @@ def _call(argv: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _fail(error: LeadlineError) -> int:
-    print(f"leadline: {' '.join(error.message.split())}", file=sys.stderr)
+def _fail(error: LeadlineError, advice: str = "") -> int:
+    print(f"leadline: {' '.join(error.message.split())}{advice}", file=sys.stderr)
     return error.exit_code
 
 

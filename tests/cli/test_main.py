@@ -16,7 +16,7 @@ import pytest
 
 import leadline
 from leadline import cli
-from leadline.errors import LeadlineError, ResourceError, UserError
+from leadline.errors import AuthenticationError, LeadlineError, ResourceError, UserError
 
 
 def verb_that(monkeypatch: pytest.MonkeyPatch, action: BaseException | int | None) -> None:
@@ -94,6 +94,14 @@ def test_our_errors_are_one_line(
     verb_that(monkeypatch, error)
     assert cli.run(["act"]) == code
     assert capsys.readouterr().err == "leadline: no such model\n"
+
+
+def test_who_has_no_key_is_told_where_it_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb_that(monkeypatch, AuthenticationError("wrong key"))
+    assert cli.run(["act"]) == AuthenticationError.exit_code
+    assert capsys.readouterr().err == "leadline: wrong key; --api-key or LEADLINE_API_KEY gives the key\n"
 
 
 @pytest.mark.parametrize(
