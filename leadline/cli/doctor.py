@@ -15,6 +15,7 @@ from leadline import __version__
 from leadline.checkpoint.machine import Machine, read_machine
 from leadline.checkpoint.source import EMBEDDED
 from leadline.cli import hardware
+from leadline.errors import ConfigError
 
 # The PyTorch versions the tests were run with; older ones are refused by the package, newer ones are likely to work.
 TESTED_TORCH = ((2, 11), (2, 13))
@@ -61,6 +62,7 @@ def examine(port: int) -> list[Finding]:
         _disk(),
         _gpu(machine),
         _compiler(),
+        _kernels(),
         *(_extra(name) for name in EXTRAS),
         _embedded(),
         _port(port),
@@ -115,6 +117,23 @@ def _compiler() -> Finding:
     if found is None:
         return Finding("compiler", "missing", "none", f"none of {', '.join(hardware.COMPILERS)} is on the path")
     return Finding("compiler", "ok", found)
+
+
+def _kernels() -> Finding:
+    """Whether models run on leadline's own kernels, many times as fast as PyTorch's path in few bits."""
+    from leadline.ops.cpu import native
+
+    sets = native.instruction_sets()
+    try:
+        chosen = native.choose()
+    except ConfigError as error:
+        return Finding("kernels", "limited", f"built for {', '.join(sets) or 'nothing'}", error.message)
+    if chosen is not None:
+        return Finding("kernels", "ok", f"{chosen}, of {', '.join(sets)}")
+    if sets:
+        return Finding("kernels", "limited", "switched off", f"{native.VARIABLE}=none puts everything on PyTorch")
+    advice = "models run on PyTorch, in few bits many times slower: with a C++ compiler install leadline again"
+    return Finding("kernels", "missing", "not built", advice)
 
 
 def _extra(name: str) -> Finding:

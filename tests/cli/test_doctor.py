@@ -10,6 +10,7 @@ import pytest
 
 from leadline.checkpoint.machine import Gpu, Machine
 from leadline.cli import doctor, hardware, run
+from leadline.ops.cpu import native
 
 
 def finding(name: str, port: int = 0) -> doctor.Finding:
@@ -66,6 +67,23 @@ def test_a_poor_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     states = {each.name: each.state for each in doctor.examine(0)}
     assert states["memory"] == states["disk"] == states["processor"] == "limited"
     assert states["compiler"] == states["gpu"] == "missing"
+
+
+@pytest.mark.parametrize(
+    ("sets", "variable", "state", "value"),
+    [
+        (("avx2", "scalar"), "", "ok", "avx2, of avx2, scalar"),
+        (("avx2", "scalar"), "none", "limited", "switched off"),
+        (("avx2", "scalar"), "amx", "limited", "built for avx2, scalar"),
+        ((), "", "missing", "not built"),
+    ],
+)
+def test_the_kernels_are_there_or_it_says_why_not(
+    sets: tuple[str, ...], variable: str, state: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "instruction_sets", lambda: sets)
+    monkeypatch.setenv("LEADLINE_ISA", variable)
+    assert (finding("kernels").state, finding("kernels").value) == (state, value)
 
 
 def test_the_embedded_model_is_weighed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
