@@ -17,6 +17,10 @@ PIP    = $(PYTHON) -m pip --disable-pip-version-check
 STAMP  = $(VENV)/.leadline
 SHELL  = /bin/sh
 
+# What the CPU kernels are built from: after an update that changed them they are built again.
+KERNELS = $(wildcard leadline/ops/cpu/csrc/CMakeLists.txt leadline/ops/cpu/csrc/*.cpp leadline/ops/cpu/csrc/*.h \
+  leadline/ops/cpu/csrc/*/*.h)
+
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 PROBE_SECONDS = 5
 
@@ -112,7 +116,7 @@ $(STAMP)-torch: $(STAMP)-venv requirements/torch.txt
 	&& touch $@
 
 # Without torch, as TORCH=skip may leave it, the platform is installed and the engine is not.
-$(STAMP)-app: $(STAMP)-torch pyproject.toml
+$(STAMP)-app: $(STAMP)-torch pyproject.toml $(KERNELS)
 	@command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1 || \
 	  echo "leadline: no C++ compiler was found; leadline runs on the PyTorch path" >&2
 	@if $(PYTHON) -c 'import torch' >/dev/null 2>&1; then extras=engine,server; else extras=server; \

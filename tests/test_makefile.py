@@ -93,6 +93,20 @@ def test_a_changed_pyproject_installs_again_but_not_torch(sandbox: Sandbox) -> N
     assert sandbox.installs() == [APP]
 
 
+@pytest.mark.parametrize("name", ["model.cpp", "tiles.h", "simd/more.h", "CMakeLists.txt"])
+def test_kernels_that_an_update_changed_are_built_again(sandbox: Sandbox, name: str) -> None:
+    source = sandbox.root / "leadline/ops/cpu/csrc" / name
+    source.parent.mkdir(parents=True)
+    source.touch()
+    sandbox.make("setup")
+    sandbox.make("setup")
+    assert sandbox.installs() == []
+    later = (sandbox.root / ".venv/.leadline-app").stat().st_mtime + 10
+    os.utime(source, (later, later))
+    sandbox.make("setup")
+    assert sandbox.installs() == [APP]
+
+
 def test_the_size_is_said_before_the_download(sandbox: Sandbox) -> None:
     assert "downloading PyTorch for the CPU, about 200 MB" in sandbox.make("setup").stdout
 
