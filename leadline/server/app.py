@@ -31,6 +31,7 @@ from leadline.server.metrics import CONTENT_TYPE, Metrics
 from leadline.server.openai import PREFIXES, build_router
 from leadline.server.pages import Pages, wants_page
 from leadline.server.settings import DISCLAIMER, ServerSettings
+from leadline.server.sse import STOPPING
 from leadline.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -187,8 +188,9 @@ class RequestContext:
             if started:
                 raise  # uvicorn logs it and cuts the connection, which is all that can still be said
             await errors.error_response(errors.fault(error))(scope, receive, send_with_id)
-        except asyncio.CancelledError:
-            pass  # the server stops and its grace is over: one line a connection says so, not a traceback
+        except asyncio.CancelledError:  # the server stops and its grace is over
+            if not started:
+                await errors.error_response(STOPPING)(scope, receive, send_with_id)
         finally:
             self._note(scope, request_id.decode("ascii"), time.monotonic() - begun)
 

@@ -15,10 +15,10 @@ from starlette.responses import Response
 from leadline.errors import ModelNotFound
 from leadline.server.body import read_json
 from leadline.server.completion import CompletionService, Delta, Job, Run
-from leadline.server.errors import json_response
+from leadline.server.errors import error_body, json_response
 from leadline.server.formats import ChatFormat, Envelope, Format, TextFormat
 from leadline.server.schemas import ChatRequest, CompletionRequest, documented
-from leadline.server.sse import DONE, EventStream, JsonWhenDone
+from leadline.server.sse import DONE, STOPPING, EventStream, JsonWhenDone, event
 
 PREFIXES = ("", "/v1", "/beta", "/beta/v1")
 WARNING_HEADER = "x-leadline-warning"
@@ -68,7 +68,8 @@ def _answer(service: CompletionService, job: Job, format: Format, *, streamed: b
     envelope = Envelope(service, job, format.chunk_kind if streamed else format.kind)
     keep_alive, left = service.settings.keep_alive_seconds, service.metrics.disconnects.inc
     if streamed:
-        return EventStream(_events(run, format, envelope), keep_alive=keep_alive, left=left, headers=headers)
+        events, farewell = _events(run, format, envelope), event(error_body(STOPPING))
+        return EventStream(events, keep_alive=keep_alive, left=left, headers=headers, farewell=farewell)
     return JsonWhenDone(_whole(run, format, envelope), keep_alive=keep_alive, left=left, headers=headers)
 
 

@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from leadline.errors import EngineOverloaded
 from leadline.server.errors import error_body, fault
 
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
+STOPPING = EngineOverloaded("the server is stopping; ask again in a moment")
 BLANK = b"\n"  # whitespace before a JSON value means nothing
 
 EVENT_HEADERS = {
@@ -43,7 +45,7 @@ class ClientLeft(Exception):
 
 class EventStream(Response):
     """Sends each of `events` as it comes. `left` is called when the client does not stay to the end; one that waits
-    hears `sign_of_life`."""
+    hears `sign_of_life`, and one that is cut off because the server stops gets the `farewell`."""
 
     def __init__(
         self,
@@ -53,8 +55,10 @@ class EventStream(Response):
         left: Callable[[], None] = lambda: None,
         headers: Mapping[str, str] | None = None,
         sign_of_life: bytes = COMMENT,
+        farewell: bytes = b"",
     ) -> None:
         self.events = events
+        self.farewell = farewell
         self.sign_of_life = sign_of_life
         self.keep_alive = keep_alive
         self.left = left
@@ -68,6 +72,11 @@ class EventStream(Response):
         except ClientLeft:
             if not writer.ended:
                 self.left()
+        except asyncio.CancelledError:  # the server stops and its grace is over
+            if self.farewell and writer.opened and not writer.ended:
+                await writer.write(self.farewell)
+                await writer.end()
+            raise
 
     async def _write(self, writer: Writer) -> None:
         try:

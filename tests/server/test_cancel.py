@@ -43,6 +43,14 @@ def read_until(sock: socket.socket, wanted: bytes) -> None:
         seen += received
 
 
+def read_to_end(sock: socket.socket) -> bytes:
+    with sock:
+        seen = b""
+        while received := sock.recv(65536):
+            seen += received
+    return seen
+
+
 def steps_after_leaving(server: LiveServer, sock: socket.socket) -> float:
     left = time.monotonic()
     sock.close()
@@ -100,6 +108,20 @@ def test_a_slow_reader_blocks_nobody(slow: LiveServer) -> None:
     assert time.monotonic() - started < 2
     sock.close()
     wait_until(lambda: not slow.engine.running)
+
+
+def test_stopping_the_server_tells_who_is_cut_off(tokenizer: Tokenizer) -> None:
+    """An answer that just ended would look whole to many clients."""
+    with live_server(tokenizer, tokens_per_second=10, answer=" deep" * 500) as server:
+        streamed, whole = ask(server, stream=True), ask(server)
+        read_until(streamed, b"data: ")
+        wait_until(lambda: len(server.engine.running) == 2)
+    rest = [read_to_end(streamed), read_to_end(whole)]
+    assert b'data: {"error":{"message":"the server is stopping' in rest[0]
+    assert b"[DONE]" not in rest[0]
+    assert rest[1].startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1" in rest[1]
+    assert b'"code":"engine_overloaded"' in rest[1]
 
 
 def test_stopping_the_server_frees_the_engine(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
