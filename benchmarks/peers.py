@@ -6,14 +6,13 @@ Each table is asked for in two steps:
     python benchmarks/peers.py run --home DIR --llama ENV/bin/python [--ik ENV2/bin/python] --rounds 3
     python benchmarks/peers.py run --home DIR --llama ENV/bin/python --rounds 2 --long 2048 8192
 
-`--layers 8 --bits 8` with both of them is for 8 bits: with a repacked copy the peers' whole model does not fit into
-24 GB. The last two make tables of their own.
+`--bits 8` with both of them makes a table of its own as well. There the model has 16 experts a layer instead of 64, so
+that the peers' file and their repacked copy fit into 24 GB; a token meets six and reads as much as ever.
 
 `prepare` writes each engine's own format tensor by tensor: no bf16 model is ever on the disk or in memory. `run` starts
 every engine in every round, in turns, each alone in memory, so that a change of the machine's mood meets all alike.
 What is timed is a pass of the model over random ids: prefill from an empty cache to the last token's logits; decode one
-token at a time. Memory bandwidth and matrix rate are measured in the same rounds. "Bound" is that bandwidth over the
-bytes that a token really reads.
+token at a time. Memory bandwidth and matrix rate are measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +33,8 @@ from machine import describe
 
 HERE = Path(__file__).parent
 THREADS = 2
-LAYERS = 27
+EXPERTS = {4: 64, 8: 16}
+"""Of a layer, by bits."""
 PREFILL = [128, 512]
 DECODE = [(128, 16, 1), (8, 4, 16)]
 BATCH = "decode 8 x 16"
@@ -44,7 +44,7 @@ AVX2 = "leadline, AVX2"
 HEAD = """\
 # On a CPU, beside its peers{title}
 
-Random weights of the V2-Lite shape, {layers} layers, {names} ({bits:.2f} bits a weight of what leadline reads for a
+Random weights of the V2-Lite shape, 27 layers, {names} ({bits:.2f} bits a weight of what leadline reads for a
 token, scales counted; {theirs}), {threads} threads, {rounds} rounds in turns, each engine alone in
 memory. Medians over the rounds, in brackets their range; tokens a second. The ratio is to the fastest of the others.
 
@@ -57,12 +57,11 @@ llama-cpp-python {llama}. Measured in the same rounds: memory read {read:.1f} GB
 {rows}
 
 """
-SHORT_BOUNDS = """\
-Decode's bound at {read:.1f} GB/s is {bound:.1f} tokens/s for leadline's {megabytes:,.0f} MB a token: it reaches
-{share:.0%} of it at context 128. Sixteen sequences meet experts for {batch_gb:.1f} GB a step, which bounds them at
-{batch_bound:.0f} tokens/s together: {batch_share:.0%}.
-
-"""
+ONE_BOUND = """\
+Bounds are what leadline's threads read from the same weights just before and after, {low:.0f} to {high:.0f} GB/s, over
+the bytes that are read: {megabytes:,.0f} MB a token, of which decode after 128 reaches {share:.0%}."""
+BATCH_BOUND = """ A step of
+sixteen sequences reads {gigabytes:.1f} GB, by the experts that they met, and reaches {share:.0%}."""
 TAIL = """\
 | | {engines} |
 |---|{rule}
@@ -76,8 +75,7 @@ TAIL = """\
 def files(options: argparse.Namespace) -> tuple[Path, Path]:
     """The GGUF file, and the quantised folder."""
     home: Path = options.home
-    usual = (options.layers, options.bits) == (LAYERS, 4)
-    which = "" if usual else f"-{options.layers}-layers-{options.bits}-bits"
+    which = "" if options.bits == 4 else "-int8"
     return home / f"lite{which}.gguf", home / f"leadline{which}"
 
 
@@ -86,12 +84,12 @@ def prepare(options: argparse.Namespace) -> None:
     options.home.mkdir(parents=True, exist_ok=True)
     gguf, folder = files(options)
     if not gguf.is_file():
-        shape = ["--layers", str(options.layers), "--bits", str(options.bits)]
+        shape = ["--experts", str(EXPERTS[options.bits]), "--bits", str(options.bits)]
         subprocess.run([str(options.gguf_python), str(HERE / "peers_gguf.py"), str(gguf), *shape], check=True)
     if not (folder / "leadline.json").is_file():
         from peers_leadline import write_random_folder
 
-        write_random_folder(folder, options.layers, "int4" if options.bits == 4 else "int8")
+        write_random_folder(folder, EXPERTS[options.bits], "int4" if options.bits == 4 else "int8")
 
 
 def limits() -> dict[str, float]:
@@ -120,7 +118,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "context": max(4096, *(length + 512 for length in long)) if long else 4096,
         "sequences": 1 if long else 16,
         "prefill": [] if long else PREFILL,
-        "decode": [(length, 16, 1) for length in long] or DECODE,
+        "decode": [(length, 16, 1) for length in long] or (DECODE if options.bits == 4 else DECODE[:1]),
         "mmap": True,
     }
     gguf, folder = files(options)
@@ -156,6 +154,8 @@ def run(options: argparse.Namespace) -> None:
         if number == len(rounds):
             rounds.append({"limits": limits(), "load": os.getloadavg()[0]})
         turn = names[number % len(names) :] + names[: number % len(names)]
+        if number % 2:  # else each would always follow the same one, and have the memory that it left
+            turn.reverse()
         for name in turn:
             if name not in rounds[number]:
                 print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
@@ -177,8 +177,7 @@ def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
     values: dict[str, Any] = {
         **describe(),
         "title": _title(options),
-        "layers": options.layers,
-        "names": f"{options.bits} bits",
+        "names": "4 bits" if options.bits == 4 else f"{EXPERTS[8]} experts a layer, 8 bits",
         "theirs": "Q4_0 is 4.5, its attn_k_b Q5_0" if options.bits == 4 else "Q8_0 is 8.5",
         "llama": options.llama_version,
         "bits": ours["active_bits"],
@@ -194,7 +193,7 @@ def write(options: argparse.Namespace, rounds: list[dict[str, Any]]) -> None:
         "memory": " | ".join(f"{max(_all(rounds, name, 'rss')) / 2**30:.1f}" for name in names),
         "notes": f"{options.note}\n\n" if options.note else "",
     }
-    bounds = "" if options.long else SHORT_BOUNDS.format(**values, **_bounds(rounds, read, rates["leadline"]))
+    bounds = "" if options.long else _bounds(rounds)
     text = HEAD.format(**values) + bounds + TAIL.format(**values)
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     result = {"machine": describe(), "rounds": rounds}
@@ -208,19 +207,26 @@ def _title(options: argparse.Namespace) -> str:
     return "" if options.bits == 4 else ", in 8 bits"
 
 
-def _bounds(rounds: list[dict[str, Any]], read: float, rates: dict[str, list[float]]) -> dict[str, float]:
-    """What bandwidth allows, and the share of it that was reached."""
-    token_bytes = rounds[0]["leadline"]["read_bytes"]
-    batch_bytes = statistics.median(each["leadline"]["step_bytes"][BATCH] for each in rounds)
-    bound, batch_bound = read * 1e9 / token_bytes, 16 * read * 1e9 / batch_bytes
-    return {
-        "bound": bound,
-        "megabytes": token_bytes / 1e6,
-        "share": statistics.median(rates["decode 128"]) / bound,
-        "batch_gb": batch_bytes / 1e9,
-        "batch_bound": batch_bound,
-        "batch_share": statistics.median(rates[BATCH]) / batch_bound,
-    }
+def _bounds(rounds: list[dict[str, Any]]) -> str:
+    """What the bandwidth of the same weights allows in each round, and the share of it that was reached."""
+    ours = [each["leadline"] for each in rounds]
+    own = [each["read"]["decode 128"] / 1e9 for each in ours]
+
+    def share(case: str, sequences: int) -> float:
+        steps = [each["tokens_per_second"][case] / sequences for each in ours]
+        bounds = [each["read"][case] / each["step_bytes"][case] for each in ours]
+        return statistics.median(step / bound for step, bound in zip(steps, bounds, strict=True))
+
+    text = ONE_BOUND.format(
+        low=min(own),
+        high=max(own),
+        megabytes=ours[0]["step_bytes"]["decode 128"] / 1e6,
+        share=share("decode 128", 1),
+    )
+    if BATCH in ours[0]["read"]:
+        step = statistics.median(each["step_bytes"][BATCH] for each in ours)
+        text += BATCH_BOUND.format(gigabytes=step / 1e9, share=share(BATCH, 16))
+    return f"{text}\n\n"
 
 
 def _range(rounds: list[dict[str, Any]]) -> tuple[float, float]:
@@ -284,7 +290,6 @@ def main() -> None:
     parser.add_argument("--avx2", action="store_true", help="leadline on AVX2 alone as well")
     long = "instead of the usual cases, prefill of these lengths and decode after them: minutes for some"
     parser.add_argument("--long", type=int, nargs="+", default=[], help=long)
-    parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--bits", type=int, choices=[4, 8], default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--note", default="", help="a line under the table")

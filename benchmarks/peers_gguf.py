@@ -1,6 +1,6 @@
 """A GGUF file of the V2-Lite shape with random weights, written tensor by tensor: no model is ever in memory.
 
-    python benchmarks/peers_gguf.py OUT.gguf [--layers 27] [--bits 4]
+    python benchmarks/peers_gguf.py OUT.gguf [--experts 64] [--bits 4]
 
 Run it where the `gguf` package is installed. Architecture `deepseek2` with latent attention: attn_k_b and attn_v_b as
 llama.cpp reads them, and attn_kv_b too for engines that still ask for it. Everything is Q4_0 but what the published
@@ -17,8 +17,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-D, HEADS, NOPE, ROPE, VALUE, RANK = 2048, 16, 128, 64, 128, 512
-DENSE, EXPERTS, CHOSEN, SHARED, INNER, VOCABULARY = 10944, 64, 6, 2, 1408, 102400
+LAYERS, D, HEADS, NOPE, ROPE, VALUE, RANK = 27, 2048, 16, 128, 64, 128, 512
+DENSE, CHOSEN, SHARED, INNER, VOCABULARY = 10944, 6, 2, 1408, 102400
 DEVIATION = {"Q4_0": 4.32, "Q5_0": 9.23, "Q8_0": 73.6}  # of uniform codes, in steps
 BLOCK_BYTES = {"Q4_0": 18, "Q5_0": 22, "Q8_0": 34, "F32": 4}
 CHUNK = 1 << 20  # blocks made at a time
@@ -47,13 +47,13 @@ def tensor(shape: tuple[int, ...], kind: str, chance: np.random.Generator) -> np
     return blocks(kind, rows * per_row, chance).reshape(*shape[:-1], per_row * BLOCK_BYTES[kind])
 
 
-def shapes(layers: int) -> dict[str, tuple[tuple[int, ...], str]]:
+def shapes(experts: int) -> dict[str, tuple[tuple[int, ...], str]]:
     found: dict[str, tuple[tuple[int, ...], str]] = {
         "token_embd.weight": ((VOCABULARY, D), "Q4_0"),
         "output_norm.weight": ((D,), "F32"),
         "output.weight": ((VOCABULARY, D), "Q4_0"),
     }
-    for layer in range(layers):
+    for layer in range(LAYERS):
         inner = {
             "attn_norm": ((D,), "F32"),
             "attn_q": ((HEADS * (NOPE + ROPE), D), "Q4_0"),
@@ -63,7 +63,7 @@ def shapes(layers: int) -> dict[str, tuple[tuple[int, ...], str]]:
             "attn_v_b": ((HEADS, VALUE, RANK), "Q4_0"),
             "attn_output": ((D, HEADS * VALUE), "Q4_0"),
             "ffn_norm": ((D,), "F32"),
-            **(ffn() if layer else dense()),
+            **(ffn(experts) if layer else dense()),
         }
         found |= {f"blk.{layer}.{name}.weight": value for name, value in inner.items()}
     return found
@@ -77,24 +77,24 @@ def dense() -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
-def ffn() -> dict[str, tuple[tuple[int, ...], str]]:
+def ffn(experts: int) -> dict[str, tuple[tuple[int, ...], str]]:
     shared = SHARED * INNER
     return {
-        "ffn_gate_inp": ((EXPERTS, D), "F32"),
-        "ffn_gate_exps": ((EXPERTS, INNER, D), "Q4_0"),
-        "ffn_up_exps": ((EXPERTS, INNER, D), "Q4_0"),
-        "ffn_down_exps": ((EXPERTS, D, INNER), "Q4_0"),
+        "ffn_gate_inp": ((experts, D), "F32"),
+        "ffn_gate_exps": ((experts, INNER, D), "Q4_0"),
+        "ffn_up_exps": ((experts, INNER, D), "Q4_0"),
+        "ffn_down_exps": ((experts, D, INNER), "Q4_0"),
         "ffn_gate_shexp": ((shared, D), "Q4_0"),
         "ffn_up_shexp": ((shared, D), "Q4_0"),
         "ffn_down_shexp": ((D, shared), "Q4_0"),
     }
 
 
-def describe(writer: gguf.GGUFWriter, layers: int, bits: int, *, legacy: bool) -> None:
+def describe(writer: gguf.GGUFWriter, experts: int, bits: int, *, legacy: bool) -> None:
     writer.add_context_length(163840)
     writer.add_embedding_length(D)
     writer.add_feed_forward_length(DENSE)
-    writer.add_block_count(layers)
+    writer.add_block_count(LAYERS)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS if legacy else 1)
     writer.add_rope_freq_base(10000.0)
@@ -115,7 +115,7 @@ def describe(writer: gguf.GGUFWriter, layers: int, bits: int, *, legacy: bool) -
     writer.add_rope_scaling_orig_ctx_len(4096)
     writer.add_rope_scaling_yarn_log_mul(0.1 * 0.707)
     writer.add_leading_dense_block_count(1)
-    writer.add_expert_count(EXPERTS)
+    writer.add_expert_count(experts)
     writer.add_expert_used_count(CHOSEN)
     writer.add_expert_shared_count(SHARED)
     writer.add_expert_feed_forward_length(INNER)
@@ -126,14 +126,14 @@ def describe(writer: gguf.GGUFWriter, layers: int, bits: int, *, legacy: bool) -
     writer.add_tokenizer_model("no_vocab")
 
 
-def write(path: Path, layers: int, bits: int, *, legacy: bool) -> None:
+def write(path: Path, experts: int, bits: int, *, legacy: bool) -> None:
     """`legacy`: attn_kv_b instead of its two parts, for engines that split it themselves."""
     writer = gguf.GGUFWriter(path, "deepseek2")
-    describe(writer, layers, bits, legacy=legacy)
+    describe(writer, experts, bits, legacy=legacy)
     chance = np.random.default_rng(0)
-    wanted = shapes(layers)
+    wanted = shapes(experts)
     if legacy:
-        for layer in range(layers):
+        for layer in range(LAYERS):
             for name in ("attn_k_b", "attn_v_b"):
                 del wanted[f"blk.{layer}.{name}.weight"]
             wanted[f"blk.{layer}.attn_kv_b.weight"] = ((HEADS * (NOPE + VALUE), RANK), "Q4_0")
@@ -155,11 +155,11 @@ def write(path: Path, layers: int, bits: int, *, legacy: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--layers", type=int, default=27)
+    parser.add_argument("--experts", type=int, default=64)
     parser.add_argument("--bits", type=int, choices=[4, 8], default=4)
     parser.add_argument("--legacy", action="store_true", help="attn_kv_b in one piece")
     options = parser.parse_args()
-    write(options.output, options.layers, options.bits, legacy=options.legacy)
+    write(options.output, options.experts, options.bits, legacy=options.legacy)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ from leadline.model.cpu import CpuModel
 from leadline.ops.cpu.mapped import settle
 
 
-def write_random_folder(folder: Path, layers: int = V2_LITE.num_hidden_layers, recipe: Recipe = "int4") -> None:
+def write_random_folder(folder: Path, experts: int, recipe: Recipe) -> None:
     """A quantised folder of random weights, written region by region."""
-    config = dataclasses.replace(V2_LITE, num_hidden_layers=layers)
+    config = dataclasses.replace(V2_LITE, n_routed_experts=experts)
     found = regions(config, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     block = create_file(folder / FILE, found)
@@ -100,12 +100,14 @@ def main() -> None:
     folder, case = Path(sys.argv[1]), json.loads(sys.argv[2])
     engine = Engine(folder, case)
     engine.time_prefill(16)  # warms the threads
-    found, step_bytes = dict[str, float](), dict[str, float]()
+    found, step_bytes, read = dict[str, float](), dict[str, float](), dict[str, float]()
     for length in case["prefill"]:
         found[f"prefill {length}"] = engine.time_prefill(length)
     for context, tokens, sequences in case["decode"]:
         name = f"decode {context}" if sequences == 1 else f"decode {context} x {sequences}"
+        before = engine.model.bandwidth()
         rate, prefill, step_bytes[name] = engine.time_decode(context, tokens, sequences)
+        read[name] = (before + engine.model.bandwidth()) / 2
         if sequences == 1:
             found.setdefault(f"prefill {context}", prefill)
         found[name] = rate
@@ -119,6 +121,7 @@ def main() -> None:
         "isa": engine.model.isa,
         "active_bits": active_bits(all_regions, engine.config),
         "step_bytes": step_bytes,
+        "read": read,
         "read_bytes": read_bytes(all_regions, engine.config),
     }
     print(json.dumps(result))
