@@ -27,6 +27,7 @@ from leadline.server.routes import (
     body,
     build,
     number_query,
+    once,
     optional_money,
     out_of_range,
     report_query,
@@ -273,7 +274,7 @@ class AccountRoutes:
                 secrets.append(secret)
                 return keys.key_card(row)
 
-            card = await self._once(connection, request, visitor, given, make)
+            card = await once(request, connection, visitor.owner, given, make, self.platform.store.now())
         return json_response({**card, "secret": secrets[0] if secrets else None}, 201)
 
     async def revoke_key(self, request: Request, key_id: RowId) -> Response:
@@ -313,7 +314,7 @@ class AccountRoutes:
                     await self._note(connection, request, "voucher", visitor.owner, voucher=row.id)
                     return {"amount": format_money(row.amount), "kind": row.kind}
 
-                answer = await self._once(connection, request, visitor, given, redeem)
+                answer = await once(request, connection, visitor.owner, given, redeem, self.platform.store.now())
         return json_response(answer)
 
     async def usage(self, request: Request) -> Response:
@@ -383,13 +384,6 @@ class AccountRoutes:
     async def _note(self, connection: Any, request: Request, action: str, user_id: int, **detail: Any) -> None:
         now, where = self.platform.store.now(), address(request)
         await note(connection, action, f"user:{user_id}", now=now, actor=user_id, address=where, **detail)
-
-    async def _once(
-        self, connection: Any, request: Request, visitor: Principal, given: Schema, action: Any
-    ) -> dict[str, Any]:
-        asked = [request.url.path, given.model_dump()]
-        key, now = request.headers.get("idempotency-key"), self.platform.store.now()
-        return await wallet.once(connection, visitor.owner, key, asked, action, now)
 
 
 def user_card(user: Row[Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from leadline.server.erase import erase_user
 from leadline.server.errors import json_response
 from leadline.server.money import format_money, parse_money, parse_price
 from leadline.server.platform import Platform
-from leadline.server.routes import Route, RowId, address, body, build, number_query, out_of_range, report_query
+from leadline.server.routes import Route, RowId, address, body, build, number_query, once, out_of_range, report_query
 from leadline.server.schemas import Count, Schema
 from leadline.server.site_routes import model_card
 
@@ -239,7 +239,7 @@ class AdminRoutes:
                 await self._note(connection, request, operator, "grant", f"user:{user_id}", **detail)
                 return {"bucket": bucket, "amount": format_money(amount)}
 
-            answer = await self._once(connection, request, operator, given, grant)
+            answer = await once(request, connection, operator.owner, given, grant, self.platform.store.now())
         return json_response(answer, 201)
 
     async def correct(self, request: Request, user_id: RowId) -> Response:
@@ -257,7 +257,7 @@ class AdminRoutes:
                 await self._note(connection, request, operator, "correction", f"user:{user_id}", **detail)
                 return {"amount": format_money(amount)}
 
-            answer = await self._once(connection, request, operator, given, correct)
+            answer = await once(request, connection, operator.owner, given, correct, self.platform.store.now())
         return json_response(answer, 201)
 
     # ---- prices, vouchers, invitations -------------------------------------------------------------------------
@@ -301,7 +301,7 @@ class AdminRoutes:
                 await self._note(connection, request, operator, "vouchers", f"{len(codes)} vouchers", **detail)
                 return {"count": len(codes)}
 
-            answer = await self._once(connection, request, operator, given, make)
+            answer = await once(request, connection, operator.owner, given, make, self.platform.store.now())
         return json_response({**answer, "codes": codes}, 201)
 
     async def invites(self, request: Request) -> Response:
@@ -430,13 +430,6 @@ class AdminRoutes:
 
     async def _operator(self, request: Request) -> Principal:
         return await self.platform.visitor(request, admin=True)
-
-    async def _once(
-        self, connection: Any, request: Request, operator: Principal, given: Schema, action: Any
-    ) -> dict[str, Any]:
-        asked = [request.url.path, given.model_dump()]
-        key, now = request.headers.get("idempotency-key"), self.platform.store.now()
-        return await wallet.once(connection, operator.owner, key, asked, action, now)
 
     async def _note(
         self, connection: Any, request: Request, operator: Principal, action: str, subject: str, **detail: Any

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import APIRouter, Path, Request
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from leadline.errors import InvalidRequest
+from leadline.server import wallet
 from leadline.server.body import read_json
 from leadline.server.money import parse_money
 from leadline.server.schemas import Schema, documented
@@ -47,6 +49,19 @@ async def body(request: Request, schema: type[Model], limit: int = BODY_BYTES) -
 
 def address(request: Request) -> str:
     return request.client.host if request.client else ""
+
+
+async def once(
+    request: Request,
+    connection: AsyncConnection,
+    user_id: int,
+    given: Schema,
+    action: Callable[[], Awaitable[dict[str, Any]]],
+    now: int,
+) -> dict[str, Any]:
+    """Do what is asked; the same request of the same user again, by its Idempotency-Key, gets the first answer."""
+    asked = [request.url.path, given.model_dump()]
+    return await wallet.once(connection, user_id, request.headers.get("idempotency-key"), asked, action, now)
 
 
 def optional_money(text: str | None, param: str) -> int | None:
