@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leadline.checkpoint.pack import active_bits, bits_per_weight, read_bytes
+from leadline.checkpoint.pack import active_bits, bits_per_weight
 from leadline.checkpoint.quantise import Report, write_folder
 from leadline.checkpoint.quantised import FILE, checksums, create_file, load_block, read_manifest
 from leadline.checkpoint.recipes import Recipe
@@ -122,7 +122,6 @@ def main() -> None:
         "active_bits": active_bits(all_regions, engine.config),
         "step_bytes": step_bytes,
         "read": read,
-        "read_bytes": read_bytes(all_regions, engine.config),
     }
     print(json.dumps(result))
 

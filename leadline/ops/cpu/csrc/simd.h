@@ -25,6 +25,17 @@
 namespace leadline {
 namespace LEADLINE_ISA {
 
+#if defined(LEADLINE_AVX512) || defined(LEADLINE_AVX2)
+// Halves onto halves, the same tree everywhere.
+inline float sum_lanes(Floats a) {
+    __m256 low, high;
+    to_halves(a, low, high);
+    __m256 x = _mm256_add_ps(low, high);
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+#endif
 #if !defined(LEADLINE_AVX512)
 // Sixteen sums at once: of acc[i][t], at out[4 i + t].
 inline void sum_lanes(const Floats (&acc)[4][4], Floats& out) {

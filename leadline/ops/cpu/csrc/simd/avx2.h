@@ -140,15 +140,5 @@ inline void to_halves(Floats x, __m256& low, __m256& high) {
     high = x.b;
 }
 
-// Halves onto halves, the same tree everywhere.
-inline float sum_lanes(Floats a) {
-    __m256 low, high;
-    to_halves(a, low, high);
-    __m256 x = _mm256_add_ps(low, high);
-    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
-}
-
 }  // namespace LEADLINE_ISA
 }  // namespace leadline
